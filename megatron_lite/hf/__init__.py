@@ -1,0 +1,1 @@
+"""Floor 4: Hugging Face folders in and out."""

@@ -1,0 +1,1 @@
+"""Floor 3: from a checked configuration to running ranks."""

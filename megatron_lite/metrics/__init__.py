@@ -1,0 +1,1 @@
+"""Floor 4: figures to the terminal and to back ends."""

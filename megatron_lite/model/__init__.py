@@ -1,0 +1,1 @@
+"""Floor 3: the transformer as one list of layers."""

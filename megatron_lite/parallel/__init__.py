@@ -1,0 +1,1 @@
+"""Floor 2: who computes what. The parallel context, and how each parameter is declared."""

@@ -1,0 +1,1 @@
+"""Floor 5: engine, loop, objectives, optimizers, schedules, hooks."""
