@@ -1,0 +1,14 @@
+"""What the forkserver of ``ranks.py`` imports once, before it forks any rank."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import deepspeed
+import torch
+import torch._dynamo
+
+# The shared-memory all-reduce would be compiled with g++ at the first init_distributed (over a minute).
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
