@@ -7,8 +7,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import deepspeed
-import torch
-import torch._dynamo
+import torch._dynamo  # noqa: F401  (the first optimizer would import it: a second per rank)
 
 # The shared-memory all-reduce would be compiled with g++ at the first init_distributed (over a minute).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -43,7 +43,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
-    """The modules that ``path`` imports; ``from a import b`` gives ``a.b`` where that is a module, else ``a``."""
+    """The modules ``path`` imports; ``from a import b`` gives ``a.b`` where that is a module, else ``a``."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level_only else ast.walk(tree)
     for node in nodes:

@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`. Each makes .venv first if it is not there.
+PYTHON ?= python3.11
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo test lint format reference clean
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 12
+
+# torch before DeepSpeed: DeepSpeed's source package imports the installed torch while it builds, hence no
+# build isolation; DS_BUILD_OPS=0 leaves its CUDA/C++ operators to be compiled when first used.
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt) \
+		setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 packaging==26.3 py-cpuinfo==9.0.0
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+install: .venv/installed ## make .venv with the pinned packages
+
+demo: install ## text -> trained model -> sample -> Hugging Face folder, in one go
+	$(BIN)/python tools/demo.py
+
+test: install lint ## everything that proves that it works
+	$(BIN)/python -m pytest
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## let ruff format and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reference: install ## write docs/configuration.md and the JSON schema anew
+	$(BIN)/python tools/config_reference.py
+
+clean: ## remove what was made (not your runs)
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
