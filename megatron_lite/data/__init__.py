@@ -1,1 +1,1 @@
-"""Floor 2: text to tokens to samples."""
+"""Floor 2: text → tokens → samples. Nothing here imports torch except :mod:`megatron_lite.data.batches`."""

@@ -1,0 +1,38 @@
+"""Micro-batches: samples side by side on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_lite.data.windows import Dataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass eats.
+
+    Attributes:
+        tokens: int64 [batch, seq].
+        labels: int64 [batch, seq], the token that follows each of ``tokens``.
+        loss_mask: float32 [batch, seq], the weight of each label's loss; None when every label counts.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor | None = None
+
+
+def micro_batch(dataset: Dataset, first_sample: int, count: int, device: torch.device) -> Batch:
+    """Samples ``first_sample`` … ``first_sample + count - 1`` of ``dataset`` on ``device``.
+
+    Towards a GPU the copy starts from pinned memory and does not wait for itself.
+    """
+    samples = np.stack([dataset[first_sample + offset] for offset in range(count)])
+    windows = torch.from_numpy(samples)
+    if device.type == "cuda":
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=True)
+    return Batch(tokens=windows[:, :-1].contiguous(), labels=windows[:, 1:].contiguous())

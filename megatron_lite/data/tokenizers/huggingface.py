@@ -1,0 +1,144 @@
+"""Tokenizers of Hugging Face's tokenizers library: ``tokenizer.json``, and GPT-2's vocabulary and merges.
+
+Byte-level BPE is encoded by gigatoken where it gives the same ids (see :mod:`.fast`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from megatron_lite.data.tokenizers.base import (
+    END_OF_TEXT,
+    Tokenizer,
+    TokenizerKeys,
+    read_vocabulary_file,
+    write_tokenizer_config,
+)
+from megatron_lite.data.tokenizers.byte_alphabet import BYTE_OF_CHARACTER
+from megatron_lite.utils.errors import DataError
+from megatron_lite.utils.files import atomic_path
+
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+"""Names of the end-of-document token, the first that the vocabulary has, where no tokenizer_config.json says."""
+
+
+class HFTokenizer(Tokenizer):
+    """A tokenizer of the tokenizers library, with its special tokens in text recognised.
+
+    ``decode`` keeps special tokens, so that decoding gives back what was encoded.
+
+    Args:
+        library: the tokenizer.
+        eod_token: the token that ends a document.
+    """
+
+    def __init__(self, library: tokenizers.Tokenizer, eod_token: str) -> None:
+        self.library = library
+        self.eod_token = eod_token
+        self.eod_id = library.token_to_id(eod_token)
+        self.vocab_size = 1 + max(library.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, text: str) -> list[int]:
+        """The library's ids, with the special tokens that its post-processor adds."""
+        return self.library.encode(text).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts, on all cores."""
+        return [encoding.ids for encoding in self.library.encode_batch(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The library's text, special tokens included."""
+        return self.library.decode(list(ids), skip_special_tokens=False)
+
+    def content(self) -> bytes:
+        """The tokenizer.json."""
+        return self.library.to_str().encode()
+
+    def token_bytes(self) -> np.ndarray:
+        """From the spelling of each token in the vocabulary and the kind of decoder. int64 [vocab_size]."""
+        lengths = np.zeros(self.vocab_size, np.int64)
+        byte_level = "ByteLevel" in self._decoder_kinds
+        for token, index in self.library.get_vocab(with_added_tokens=False).items():
+            lengths[index] = spelled_bytes(token, byte_level)
+        for index, added in self.library.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
+        return lengths
+
+    @cached_property
+    def _decoder_kinds(self) -> set[str]:
+        decoder: dict[str, Any] = json.loads(self.library.to_str())["decoder"] or {}
+        return {decoder.get("type", "")} | {part["type"] for part in decoder.get("decoders", [])}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` as it is and its ``tokenizer_config.json``."""
+        with atomic_path(folder / "tokenizer.json") as temporary:
+            self.library.save(str(temporary))
+        write_tokenizer_config(folder, self.eod_token)
+
+
+def spelled_bytes(token: str, byte_level: bool) -> int:
+    """UTF-8 bytes of text that a vocabulary's ``token`` stands for.
+
+    Byte-level vocabularies spell each byte as one character; others spell a space as ``▁`` and a lone byte as
+    ``<0x0A>``.
+    """
+    if byte_level and all(character in BYTE_OF_CHARACTER for character in token):
+        return len(token)
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace("▁", " ").encode())
+
+
+def load_hf(keys: TokenizerKeys) -> Tokenizer:
+    """``HFTokenizer``: ``vocab_file`` is a tokenizer.json, or a folder with one."""
+    path = read_vocabulary_file("HFTokenizer", "vocab_file", keys.vocab_file)
+    if path.is_dir():
+        path = read_vocabulary_file("HFTokenizer", "vocab_file", path / "tokenizer.json")
+    try:
+        library = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library ({error}): correct vocab_file") from None
+    return HFTokenizer(library, end_token(library, path))
+
+
+def end_token(library: tokenizers.Tokenizer, path: Path) -> str:
+    """The end-of-document token: what tokenizer_config.json beside ``path`` says, else by the usual names."""
+    config = path.with_name("tokenizer_config.json")
+    if config.is_file():
+        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        token = named.get("content") if isinstance(named, dict) else named
+        if token is not None and library.token_to_id(token) is not None:
+            return token
+    for token in END_TOKENS:
+        if library.token_to_id(token) is not None:
+            return token
+    raise DataError(
+        f"{path} has no token that ends a document (looked for {', '.join(END_TOKENS)}): add {END_OF_TEXT} to its vocabulary, "
+        f"or put a tokenizer_config.json with eos_token beside it"
+    )
+
+
+def load_gpt2(keys: TokenizerKeys) -> Tokenizer:
+    """``GPT2BPETokenizer``: ``vocab_file`` is GPT-2's vocab.json, ``merge_file`` its merges.txt."""
+    vocab = read_vocabulary_file("GPT2BPETokenizer", "vocab_file", keys.vocab_file)
+    merges = read_vocabulary_file("GPT2BPETokenizer", "merge_file", keys.merge_file)
+    try:
+        model = tokenizers.models.BPE.from_file(str(vocab), str(merges))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(
+            f"{vocab} and {merges} are not a BPE vocabulary and its merges ({error}): correct vocab_file and merge_file"
+        ) from None
+    library = tokenizers.Tokenizer(model)
+    if library.token_to_id(END_OF_TEXT) is None:
+        raise DataError(f"{vocab} has no token {END_OF_TEXT}: give a vocabulary of GPT-2's kind")
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens([END_OF_TEXT])
+    return HFTokenizer(library, END_OF_TEXT)
