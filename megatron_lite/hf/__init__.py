@@ -1,1 +1,6 @@
 """Floor 4: Hugging Face folders in and out."""
+
+from megatron_lite.hf.convert import export_folder
+from megatron_lite.hf.verify import Verification, verify_folder
+
+__all__ = ["Verification", "export_folder", "verify_folder"]

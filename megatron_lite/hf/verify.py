@@ -1,0 +1,69 @@
+"""Does the exported folder compute what the model computes? Asked of transformers itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_lite.config import Config
+from megatron_lite.data.tokenizers import Tokenizer
+from megatron_lite.model import GPT
+from megatron_lite.utils.errors import UserError
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that two correct fp32 implementations show."""
+
+SEQUENCES, LENGTH = 2, 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the comparison found.
+
+    Attributes:
+        largest_difference: of a logit, over random tokens, both models in fp32 with the folder's weights.
+        same_tokens: whether both tokenizers cut a text into the same ids.
+    """
+
+    largest_difference: float
+    same_tokens: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the folder is the model (NaN is not)."""
+        return self.largest_difference <= TOLERANCE and self.same_tokens
+
+
+@torch.no_grad()
+def verify_folder(folder: Path, config: Config, gpt: GPT, tokenizer: Tokenizer) -> Verification:
+    """Load ``folder`` with AutoModelForCausalLM and AutoTokenizer; compare with ``gpt`` (fp32, on the CPU).
+
+    ``gpt``'s weights are rounded to the dtype of the folder's, so that a folder in bf16 is held to the same
+    tolerance.
+
+    Raises:
+        UserError: transformers finds tensors missing or left over.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    problems = {kind: sorted(names) for kind, names in report.items() if names}
+    if problems:
+        raise UserError(f"{folder}: transformers does not load it cleanly: {problems}")
+    for parameter in gpt.parameters():
+        parameter.copy_(parameter.to(stored).float())
+
+    generator = torch.Generator().manual_seed(0)
+    length = min(LENGTH, config.model.seq_length)
+    tokens = torch.randint(0, tokenizer.vocab_size, (SEQUENCES, length), generator=generator)
+    ours = gpt.eval()(tokens)[..., : config.model.vocab_size]
+    difference = (ours - theirs.eval()(tokens).logits).abs().max().item()
+
+    text = tokenizer.decode([token for token in tokens.flatten().tolist() if token != tokenizer.eod_id])
+    same = AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer.encode(text)
+    return Verification(difference, same)
