@@ -1,0 +1,146 @@
+"""Files of elements: written as a stream in the safetensors format, read by ranges.
+
+Format: https://github.com/huggingface/safetensors#format (8 bytes little-endian header length, JSON header,
+data). The library's own writer wants every tensor whole in memory and copies it once more; a rank's share of a
+large model is written here with the memory of one fragment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_lite.checkpoint.index import FileEntry, Index, tensor_key
+from megatron_lite.utils.errors import CheckpointError
+
+CHUNK = 16 << 20  # bytes per read while a checksum is computed
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""safetensors' names of the dtypes that optimizers use."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor to write: its key in the file and its elements (1-D, any device)."""
+
+    key: str
+    data: torch.Tensor
+
+
+def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileEntry:
+    """Write ``items`` to the new safetensors file ``path``, on disk (fsync) when this returns.
+
+    Costs the memory of the largest item when it is not in CPU memory, nothing otherwise.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for item in items:
+        size = item.data.numel() * item.data.element_size()
+        header[item.key] = {
+            "dtype": DTYPES[item.data.dtype],
+            "shape": [item.data.numel()],
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    checksum = 0
+    with open(path, "xb") as file:
+        for block in _blocks(struct.pack("<Q", len(text)) + text, items):
+            file.write(block)
+            checksum = zlib.crc32(block, checksum)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(path.name, 8 + len(text) + offset, checksum)
+
+
+def _blocks(head: bytes, items: list[Item]) -> Iterable[bytes | memoryview]:
+    yield head
+    for item in items:
+        if item.data.numel():
+            yield memoryview(item.data.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
+def check_file(checkpoint: Path, entry: FileEntry) -> None:
+    """Raise :class:`CheckpointError` unless the file has the size and the checksum that the index says."""
+    check_size(checkpoint, entry)
+    checksum = 0
+    with open(checkpoint / entry.name, "rb") as file:
+        while block := file.read(CHUNK):
+            checksum = zlib.crc32(block, checksum)
+    if checksum != entry.crc32:
+        raise CheckpointError(f"{checkpoint / entry.name} is corrupt: its checksum is wrong; use another checkpoint")
+
+
+def check_size(checkpoint: Path, entry: FileEntry) -> None:
+    """Raise :class:`CheckpointError` unless the file is there with the size that the index says."""
+    path = checkpoint / entry.name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; use another checkpoint") from None
+    if size != entry.bytes:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes and should have {entry.bytes:,}: it is truncated or was changed; "
+            "use another checkpoint"
+        )
+
+
+class ElementReader:
+    """Reads any range of elements of any tensor of a checkpoint, from memory-mapped files opened once."""
+
+    def __init__(self, checkpoint: Path, index: Index) -> None:
+        self.checkpoint = checkpoint
+        self.index = index
+        self._open: dict[int, Any] = {}
+
+    def read_into(self, target: torch.Tensor, name: str, kind: str, start: int) -> None:
+        """Fill ``target`` (1-D, any dtype and device) with elements ``start, start + 1...`` of a tensor."""
+        stop = start + target.numel()
+        with torch.no_grad():
+            for piece in self.index.tensor(name, kind).pieces:
+                first, last = max(start, piece.start), min(stop, piece.stop)
+                if first < last:
+                    key = tensor_key(name, kind, piece.start, piece.stop)
+                    stored = self._slice(piece.file, key)[first - piece.start : last - piece.start]
+                    target[first - start : last - start].copy_(stored)
+
+    def metadata(self, file: int) -> dict[str, str]:
+        """The strings stored with file number ``file``."""
+        return self._file(file).metadata()
+
+    def _slice(self, file: int, key: str) -> Any:
+        try:
+            return self._file(file).get_slice(key)
+        except SafetensorError as error:
+            path = self.checkpoint / self.index.files[file].name
+            raise CheckpointError(f"{path} is corrupt ({error}); use another checkpoint") from None
+
+    def _file(self, number: int) -> Any:
+        if number not in self._open:
+            path = self.checkpoint / self.index.files[number].name
+            try:
+                self._open[number] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
+        return self._open[number]

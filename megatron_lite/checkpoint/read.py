@@ -1,0 +1,46 @@
+"""A checkpoint read without an engine: for export, generation and inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_lite.checkpoint.files import ElementReader, check_file
+from megatron_lite.checkpoint.folder import find_checkpoint
+from megatron_lite.checkpoint.index import WEIGHT, read_index
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The flat configuration keys of the run that wrote the checkpoint ``path`` (or the latest in that folder)."""
+    return read_index(find_checkpoint(path)).config
+
+
+def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each parameter's global name and whole weight (fp32, CPU), one at a time, whatever layout wrote them.
+
+    ``path`` is a checkpoint or a folder with ``latest``. The files that hold weights are checked first (one read
+    of them); then memory is bounded by one tensor. The optimizer's files are not touched: they may be absent.
+
+    Raises:
+        CheckpointError: missing, incomplete or corrupt.
+    """
+    checkpoint = find_checkpoint(path)
+    index = read_index(checkpoint)
+    used = {piece.file for p in index.parameters.values() for piece in p.tensors[WEIGHT].pieces}
+    for number in sorted(used):
+        check_file(checkpoint, index.files[number])
+    reader = ElementReader(checkpoint, index)
+    for name, parameter in index.parameters.items():
+        weight = torch.empty(parameter.shape, dtype=torch.float32)
+        reader.read_into(weight.view(-1), name, WEIGHT, 0)
+        yield name, weight
+
+
+def verify(path: Path) -> None:
+    """Check every file's size and checksum, and that every tensor is whole; :class:`CheckpointError` if not."""
+    checkpoint = find_checkpoint(path)
+    for entry in read_index(checkpoint).files:
+        check_file(checkpoint, entry)
