@@ -1,7 +1,7 @@
 """The yardstick of ``train_throughput.py``: the same GPT, trained by a bare PyTorch loop.
 
-Plain torch modules, SDPA and fused AdamW, nothing of megatron_lite but its data reader (so that the batches are the
-same) and the initial weights (so that the losses can be compared). Prints one JSON object.
+Plain torch modules, SDPA and fused AdamW, nothing of megatron_lite but its data reader (so that the batches
+are the same) and the initial weights (so that the losses can be compared). Prints one JSON object.
 
     python benchmarks/bare_loop.py RESOLVED_CONFIG.yml --steps 30 [--autocast]
 """

@@ -57,9 +57,13 @@ def demo(run: Path, settings: list[str]) -> None:
 @command_line
 def main() -> None:
     """Parse the command line and give the tour."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="where everything goes")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="handed to the training run")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="handed to the training run"
+    )
     arguments = parser.parse_args()
     demo(arguments.run_dir, arguments.set)
 
