@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,7 +70,8 @@ class ParameterFactory:
         if self.device.type == "meta":
             value = torch.empty(shape, dtype=self.dtype, device="meta")
         else:
-            value = torch.empty(shape, dtype=torch.float32, device="cpu")
+            # numpy's memory: within zero.Init torch.empty gives the run's dtype, and the draw depends on it.
+            value = torch.from_numpy(np.empty(shape, dtype=np.float32))
             initializer(value, torch.Generator("cpu").manual_seed(derive_seed(self.seed, spec.name)))
             value = value.to(device=self.device, dtype=self.dtype)
         parameter = nn.Parameter(value)

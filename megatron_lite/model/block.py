@@ -1,0 +1,79 @@
+"""One transformer block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatron_lite.model.attention import ATTENTION_KINDS
+from megatron_lite.model.mlp import MLP
+from megatron_lite.model.norms import hidden_norm
+from megatron_lite.model.positions import POSITIONS
+from megatron_lite.model.rotary import Rotation
+from megatron_lite.parallel.parameter import ParameterFactory
+
+if TYPE_CHECKING:
+    from megatron_lite.config.sections.model import ModelSection
+    from megatron_lite.model.cache import KVCache
+
+
+class Block(nn.Module):
+    """Attention and MLP around the residual stream."""
+
+    def __init__(self, config: ModelSection, index: int, factory: ParameterFactory) -> None:
+        super().__init__()
+        self.parallel = config.gpt_j_residual
+        self.dropout = config.hidden_dropout
+        tied = config.gpt_j_residual and config.gpt_j_tied
+        kind = ATTENTION_KINDS[config.attention_kinds[index]]
+        make_rotary = POSITIONS[config.pos_emb].rotary
+        self.rotary = make_rotary(config) if make_rotary else None
+        self.input_layernorm = hidden_norm(config, factory.child("input_layernorm"))
+        self.attention = kind(config, index, factory.child("attention"))
+        self.post_attention_layernorm = (
+            None if tied else hidden_norm(config, factory.child("post_attention_layernorm"))
+        )
+        self.mlp = MLP(config, factory.child("mlp"))
+        self.train_step = torch.compile(self.compute) if config.torch_compile else self.compute
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """``x [b, s, hidden] → [b, s, hidden]``.
+
+        Sequential residual (GPT-2, Llama)::
+
+            x ──┬── norm ── attention ── dropout ──(+)──┬── norm ── MLP ── dropout ──(+)── x'
+                └───────────────────────────────────┘   └────────────────────────────┘
+
+        Parallel residual (``gpt_j_residual``; GPT-J, GPT-NeoX-20B, Pythia)::
+
+                ┌── norm ── attention ── dropout ──┐
+            x ──┼──────────────────────────────────(+)── x'
+                └── norm ── MLP ── dropout ────────┘
+
+        With ``gpt_j_tied`` both branches of the parallel residual read one norm.
+        """
+        # The table of angles is looked up here, outside of what torch.compile sees.
+        rotation = self.rotary.rotation(x, cache) if self.rotary else None
+        if cache is None:
+            return self.train_step(x, rotation)
+        return self.compute(x, rotation, cache)
+
+    def compute(
+        self, x: torch.Tensor, rotation: Rotation | None, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """The block proper: what :meth:`forward` draws."""
+        normed = self.input_layernorm(x)
+        attended = self.drop(self.attention(normed, rotation, cache))
+        if not self.parallel:
+            x = x + attended
+        if self.post_attention_layernorm is not None:
+            normed = self.post_attention_layernorm(x)
+        expanded = self.drop(self.mlp(normed))
+        return x + attended + expanded if self.parallel else x + expanded
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """``hidden_dropout`` while training."""
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x

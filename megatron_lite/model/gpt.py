@@ -1,0 +1,72 @@
+"""The GPT as one list of layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from megatron_lite.model.block import Block
+from megatron_lite.model.cache import KVCache
+from megatron_lite.model.ends import Embedding, FinalNorm, Head
+from megatron_lite.model.kernels import choose_kernel
+from megatron_lite.model.recompute import run_layers, run_recomputing
+from megatron_lite.parallel.parameter import ParameterFactory
+
+if TYPE_CHECKING:
+    from megatron_lite.config import Config
+    from megatron_lite.config.sections.model import ModelSection
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: ``layers`` is [Embedding, num_layers Blocks, FinalNorm, Head].
+
+    Each layer maps one tensor to one tensor, so that a pipeline can cut the list anywhere.
+    """
+
+    def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
+        super().__init__()
+        self.config = config
+        embedding = Embedding(config, factory)
+        blocks = [
+            Block(config, index, factory.child(f"layers.{index}")) for index in range(config.num_layers)
+        ]
+        self.layers = nn.ModuleList(
+            [embedding, *blocks, FinalNorm(config, factory), Head(config, factory, embedding)]
+        )
+
+    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """``tokens [b, s]`` int64 → logits [b, s, padded vocabulary] in the parameters' dtype.
+
+        With a ``cache`` the tokens follow those already in it, and are added to it.
+        """
+        layers = list(self.layers)
+        if cache is not None:
+            cache.begin(tokens.shape[1])
+            logits = run_layers(layers, tokens, cache)
+            cache.advance(tokens.shape[1])
+            return logits
+        if self.config.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return run_recomputing(layers, tokens, self.config.checkpoint_num_layers)
+        return run_layers(layers, tokens, None)
+
+    def new_cache(self, batch: int, max_length: int, starts: torch.Tensor | None = None) -> KVCache:
+        """An empty :class:`KVCache` for ``batch`` rows of up to ``max_length`` tokens."""
+        weight, config = self.layers[0].weight, self.config
+        assert isinstance(weight, torch.Tensor)
+        return KVCache(
+            config.num_layers, batch, config.num_kv_heads, max_length, config.head_size,
+            weight.dtype, weight.device, starts,
+        )  # fmt: skip
+
+
+def build_gpt(config: Config, factory: ParameterFactory) -> GPT:
+    """The model that ``config`` describes, its parameters made by ``factory``.
+
+    Raises:
+        ConfigError: the attention back end that was asked for cannot run in the factory's dtype and device.
+    """
+    if factory.device.type != "meta":
+        choose_kernel(config.model.attention_backend, factory.device.type, factory.dtype)
+    return GPT(config.model, factory)

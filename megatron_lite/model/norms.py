@@ -1,0 +1,56 @@
+"""Normalisations over the last dimension."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatron_lite.model.initialize import ones, zeros
+from megatron_lite.parallel.parameter import ParameterFactory
+
+if TYPE_CHECKING:
+    from megatron_lite.config.sections.model import ModelSection
+
+
+class LayerNorm(nn.Module):
+    """Mean 0, variance 1, then weight and (optional) bias (Ba et al., arXiv 1607.06450)."""
+
+    def __init__(self, size: int, epsilon: float, bias: bool, factory: ParameterFactory) -> None:
+        super().__init__()
+        self.size, self.epsilon = (size,), epsilon
+        self.weight = factory.make("weight", (size,), ones)
+        self.bias = factory.make("bias", (size,), zeros) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., size]`` normalised; statistics in fp32 whatever the dtype."""
+        return F.layer_norm(x, self.size, self.weight, self.bias, self.epsilon)
+
+
+class RMSNorm(nn.Module):
+    """Mean square 1, then weight (Zhang and Sennrich, arXiv 1910.07467). It never has a bias."""
+
+    def __init__(self, size: int, epsilon: float, bias: bool, factory: ParameterFactory) -> None:
+        super().__init__()
+        self.size, self.epsilon = (size,), epsilon
+        self.weight = factory.make("weight", (size,), ones)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., size]`` normalised; statistics in fp32 whatever the dtype."""
+        return F.rms_norm(x, self.size, self.weight, self.epsilon)
+
+
+NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+"""``norm`` → class, built with (size, epsilon, bias, factory). To add one: a class and a line here."""
+
+
+def hidden_norm(config: ModelSection, factory: ParameterFactory) -> nn.Module:
+    """The configured norm of the residual stream."""
+    return NORMS[config.norm](config.hidden_size, config.norm_epsilon, config.use_bias_in_norms, factory)
+
+
+def head_norm(config: ModelSection, factory: ParameterFactory) -> nn.Module:
+    """The configured norm of one query or key head, its weight shared by all heads, without a bias."""
+    return NORMS[config.norm](config.head_size, config.norm_epsilon, False, factory)

@@ -1,0 +1,100 @@
+"""Rotary position embedding (Su et al., arXiv 2104.09864), GPT-NeoX's half-rotation convention.
+
+Of each head's first ``size`` channels, channel i < size/2 and channel i + size/2 form a pair, turned by the
+angle position · base^(-2i/size); the other channels pass through.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from megatron_lite.config.sections.model import ModelSection
+    from megatron_lite.model.cache import KVCache
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin, each [s, 1, 1, size/2] or [b, s, 1, 1, size/2], in the dtype of the heads they turn."""
+
+
+@lru_cache(maxsize=32)
+def rotary_table(
+    size: int, base: float, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [length, size/2] of the angles of positions 0 … length - 1.
+
+    Computed in fp32 and rounded once to ``dtype``, as GPT-NeoX and Hugging Face do; kept for the next call.
+    """
+    # A table made while generating must still serve training: not an inference tensor.
+    with torch.inference_mode(False), torch.no_grad():
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / base**exponents)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class Rotary:
+    """The rotation of a model's heads, looked up by position.
+
+    Attributes:
+        size: channels of each head that are turned, ``head_size · rotary_pct``, even.
+        base: ``rotary_emb_base``.
+    """
+
+    def __init__(self, config: ModelSection) -> None:
+        self.size = int(config.head_size * config.rotary_pct)
+        self.base = float(config.rotary_emb_base)
+
+    def rotation(self, x: torch.Tensor, cache: KVCache | None) -> Rotation:
+        """The rotation for the positions of ``x [b, s, hidden]``, which follow those in ``cache``."""
+        start = cache.length if cache else 0
+        end = start + x.shape[1]
+        # A power of two: generation, whose length grows by one, rebuilds the table rarely.
+        cos, sin = rotary_table(self.size, self.base, 1 << (end - 1).bit_length(), x.device, x.dtype)
+        place = slice(start, end) if cache is None or cache.starts is None else cache.positions
+        return cos[place][..., None, None, :], sin[place][..., None, None, :]
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn heads: ``x [b, s, groups, heads, d]`` (any strides) → contiguous ``[b, groups, heads, s, d]``."""
+    return _Rotate.apply(x, *rotation)
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotation and transposition to the kernels' layout in one pass over memory.
+
+    Written by hand because the textbook form (x·cos + cat(-x₂, x₁)·sin) costs five passes and as many
+    temporaries in each direction. The backward of a rotation is the rotation by the opposite angle.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        batch, length, groups, heads, size = x.shape
+        out = x.new_empty(batch, groups, heads, length, size)
+        _turn(x, cos, sin, 1, out.permute(0, 3, 1, 2, 4))
+        return out
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]
+        batch, groups, heads, length, size = gradient.shape
+        out = gradient.new_empty(batch, length, groups, heads, size)
+        _turn(gradient.permute(0, 3, 1, 2, 4), cos, sin, -1, out)
+        return out, None, None
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int, out: torch.Tensor) -> None:
+    """Write ``x`` turned by ``sign`` times the angle into ``out`` (same shape, any strides)."""
+    half = cos.shape[-1]
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    out_first, out_second, out_rest = out.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
+    if rest.shape[-1]:
+        out_rest.copy_(rest)
