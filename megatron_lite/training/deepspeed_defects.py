@@ -1,0 +1,87 @@
+"""What DeepSpeed 0.19.8 does that we do not want, each described beside its remedy. Nothing else works around it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import deepspeed.ops
+import deepspeed.zero
+
+
+def quiet_logs() -> None:
+    """Turn DeepSpeed's log down to warnings, and off where its warnings tell our users nothing.
+
+    What goes: "untested optimizer" (tested here), a hint about a client optimizer, torch's notes on
+    DeepSpeed's own deprecated calls.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"deepspeed\..*")
+
+
+def skip_shared_memory_build() -> None:
+    """Keep ``init_distributed`` from compiling ``deepspeed_shm_comm`` with g++ (75 s, and fails without a compiler).
+
+    It serves ``inference_all_reduce`` only, which training never calls.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def import_muon(compiled: bool) -> None:
+    """Import DeepSpeed's Muon before ZeRO does, with or without ``torch.compile`` around its kernels.
+
+    ZeRO 1-3 import Muon whatever the optimizer is (``zero/utils.py``), and its decorators import Inductor: 3 s
+    of every start. Compiling itself takes 40 s or more on a CPU, for no speed there.
+    """
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    if not compiled:
+        compiler.compile = _as_written
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = original
+
+
+def _as_written(*_args: Any, **_options: Any) -> Any:
+    """A ``compile`` decorator that leaves the function alone."""
+    return lambda function: function
+
+
+def engine_stage(stage: int, precision: str) -> int:
+    """The ZeRO stage that DeepSpeed is asked for when the user asks for ``stage``.
+
+    Stage 0 in bf16 or fp16 runs as stage 1. At stage 0 a client optimizer gets FP16_UnfusedOptimizer: it
+    accumulates gradients in 16 bits, makes its fp32 copies one parameter at a time, and in fp16
+    ``engine.backward`` never applies the loss scale that its ``step`` divides by. Stage 1 has the same
+    updates with fp32 accumulation, no more traffic (reduce-scatter and all-gather are what an all-reduce
+    is made of) and less memory; with one rank the two are the same thing.
+    """
+    return 1 if stage == 0 and precision != "fp32" else stage
+
+
+def reduce_only_across_ranks(engine: Any, data_size: int) -> None:
+    """With one data-parallel rank, skip the gradient all-reduce of stage 0.
+
+    It would flatten, "reduce", scale and copy back every gradient: four passes over memory for nothing.
+    Stages 1-3 need their reduction hooks, which do other work as well.
+    """
+    if data_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False
+
+
+class PartitionedInit(deepspeed.zero.Init):
+    """``zero.Init`` that lets the model draw its weights in fp32.
+
+    The original replaces ``torch.empty`` and its kin by versions that return the training dtype whatever
+    dtype was asked for: weights would be drawn in bf16 with other values than at stages 0-2. Our model
+    gives every parameter its dtype itself.
+    """
+
+    def _add_tensor_creation_wrappers(self) -> None:
+        """Leave torch's constructors alone."""
+
+    def _remove_tensor_creation_wrappers(self) -> None:
+        """Nothing was replaced."""

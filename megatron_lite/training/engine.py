@@ -1,0 +1,172 @@
+"""The engine: one optimizer step on a global batch, by DeepSpeed's plain engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from megatron_lite.config import Config
+from megatron_lite.config.deepspeed import deepspeed_config
+from megatron_lite.data.batches import Batch
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.objectives import Objective
+from megatron_lite.training.optimizers import build_optimizer, set_lr
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: this rank's share of the mean loss per token of the global batch; their mean over the
+            data-parallel ranks is the global batch's loss. A scalar on the device: reading it waits for it.
+        grad_norm: norm of the whole gradient before clipping; inf when the step was skipped.
+        skipped: whether the update was left out because of a gradient that is not finite (fp16, bf16).
+        loss_scale: fp16's loss scale of this step; 1 otherwise.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor | float
+    skipped: bool
+    loss_scale: float
+
+
+class Engine:
+    """A model under DeepSpeed's plain engine: ZeRO 0-3, offload, fp32, bf16, fp16, gradient accumulation.
+
+    Attributes:
+        deepspeed: DeepSpeed's engine, for checkpoints.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        context: ParallelContext,
+        build_model: Callable[[torch.dtype], nn.Module],
+        objective: Objective,
+    ) -> None:
+        """Build the model (under ``zero.Init`` at stage 3, so that it is never whole anywhere) and wrap it.
+
+        ``build_model`` makes the model with parameters of the dtype it is given, on the CPU, each with its
+        ``spec``. ``torch.distributed`` must be running (:mod:`megatron_lite.training.distributed`).
+        """
+        self._objective = objective
+        self._context = context
+        self._own_clipping = config.optimizer.gradient_clipping
+        settings = engine_settings(config)
+        stage = settings["zero_optimization"]["stage"]
+        is_muon = config.optimizer.type == "muon"
+        defects.import_muon(compiled=is_muon and context.device.type == "cuda")
+        dtype = DTYPES[config.precision.precision]
+        with defects.PartitionedInit(config_dict_or_path=settings, enabled=stage == 3):
+            model = build_model(dtype)
+        self._optimizer = build_optimizer(config.optimizer, model)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+        )
+        defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
+        self._clips_itself = stage == 0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        """One update at rate ``lr`` from this rank's micro-batches of a global batch.
+
+        The gradient is that of the mean loss per counted token of the whole global batch, however the tokens
+        are spread over ranks and micro-batches.
+        """
+        engine = self.deepspeed
+        engine.train()
+        set_lr(self._optimizer, lr)
+        weight = self._context.data_size / self._count_tokens(micro_batches)
+        loss = torch.zeros((), device=self._context.device)
+        for index, batch in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            share = self._loss_sum(batch) * weight
+            engine.backward(share, scale_wrt_gas=False)
+            loss += share.detach()
+        loss_scale = self.loss_scale
+        norm = self._clip() if self._clips_itself else None
+        engine.step()
+        if norm is None:
+            norm = engine.get_global_grad_norm()
+        return StepResult(loss, norm, not engine.was_step_applied(), loss_scale)
+
+    @torch.no_grad()
+    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the loss over counted tokens, their number) of ``batch`` on this rank, dropout off."""
+        self.deepspeed.eval()
+        return self._loss_sum(batch), _counted(batch)
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16's current loss scale; 1 in fp32 and bf16."""
+        scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
+        return float(scale)
+
+    def _loss_sum(self, batch: Batch) -> torch.Tensor:
+        losses = self._objective(self.deepspeed, batch)
+        return losses.sum() if batch.loss_mask is None else (losses * batch.loss_mask).sum()
+
+    def _count_tokens(self, micro_batches: Sequence[Batch]) -> torch.Tensor | float:
+        """Counted tokens of the global batch. Without masks every rank knows the number already."""
+        if all(batch.loss_mask is None for batch in micro_batches):
+            return float(sum(batch.labels.numel() for batch in micro_batches) * self._context.data_size)
+        counts = torch.stack([_counted(batch) for batch in micro_batches])
+        return self._context.sum_over_data(counts.sum()).clamp(min=1.0)
+
+    def _clip(self) -> torch.Tensor:
+        """The gradient's norm, after scaling the gradient down to ``gradient_clipping`` (0: never).
+
+        For stage 0, where DeepSpeed reports no norm: every rank holds the whole averaged gradient. On a CPU
+        reading the norm is free, and a gradient that is small enough is left alone.
+        """
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        limit = self._own_clipping
+        if limit > 0 and (norm.device.type != "cpu" or norm > limit):
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+        return norm
+
+
+def engine_settings(config: Config) -> dict[str, Any]:
+    """DeepSpeed's dictionary for ``config``, with the paths chosen that are right and fast.
+
+    - Stage 0 in fp32: clipping is ours (DeepSpeed's does not tell the norm, and reduces it over ranks twice).
+    - 16-bit parameters: gradients are accumulated in fp32 (in bf16, small micro-batch gradients would be lost).
+    - Our client optimizers are wanted whatever DeepSpeed thinks of them, also when offloaded.
+    - The throughput timer synchronises the device twice a step: off. DeepSpeed prints no progress: we do.
+    """
+    settings = deepspeed_config(config)
+    precision = config.precision.precision
+    for owned in ("optimizer", "scheduler"):
+        settings.pop(owned, None)
+    stage = defects.engine_stage(config.zero.stage, precision)
+    zero = {**settings.get("zero_optimization", {}), "stage": stage}
+    settings["zero_optimization"] = zero
+    if stage == 0:
+        settings["gradient_clipping"] = 0.0
+    if precision != "fp32":
+        settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    if config.optimizer.type == "muon" and stage > 0:
+        settings["gradient_clipping"] = 0.0
+        zero["reduce_scatter"] = False
+    settings["zero_allow_untested_optimizer"] = True
+    settings["zero_force_ds_cpu_optimizer"] = False
+    settings["steps_per_print"] = None
+    settings["timers"] = {"throughput": {"enabled": False, "synchronized": False}}
+    return settings
+
+
+def _counted(batch: Batch) -> torch.Tensor:
+    """Number of tokens of ``batch`` that the loss counts, an fp32 scalar."""
+    if batch.loss_mask is None:
+        return torch.tensor(float(batch.labels.numel()), device=batch.labels.device)
+    return batch.loss_mask.sum(dtype=torch.float32)
