@@ -1,0 +1,113 @@
+"""A run's configuration: from files, overrides or plain keys to a frozen, resolved :class:`Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_lite.config.derive import derive
+from megatron_lite.config.keys import has_effect, typed_value
+from megatron_lite.config.merge import merge
+from megatron_lite.config.reader import Entry, normal_key, read_file, read_override
+from megatron_lite.config.schema import SECTIONS
+from megatron_lite.config.sections.batch import BatchSection
+from megatron_lite.config.sections.checkpoint import CheckpointSection
+from megatron_lite.config.sections.data import DataSection
+from megatron_lite.config.sections.deepspeed import DeepSpeedSection
+from megatron_lite.config.sections.generation import GenerationSection
+from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.config.sections.logging import LoggingSection
+from megatron_lite.config.sections.model import ModelSection
+from megatron_lite.config.sections.optimizer import OptimizerSection
+from megatron_lite.config.sections.parallel import ParallelSection
+from megatron_lite.config.sections.precision import PrecisionSection
+from megatron_lite.config.sections.schedule import ScheduleSection
+from megatron_lite.config.sections.training import TrainingSection
+from megatron_lite.config.sections.zero import ZeroSection
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, fully resolved. Equal when every resolved key is equal.
+
+    ``given`` holds the keys as they were given, before anything was derived; ``messages`` what the reader has
+    to tell (overridden and retired keys), one line each."""
+
+    model: ModelSection
+    parallel: ParallelSection
+    batch: BatchSection
+    data: DataSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    precision: PrecisionSection
+    zero: ZeroSection
+    training: TrainingSection
+    checkpoint: CheckpointSection
+    logging: LoggingSection
+    generation: GenerationSection
+    launcher: LauncherSection
+    deepspeed: DeepSpeedSection
+    given: Mapping[str, Any] = field(compare=False, repr=False)
+    messages: tuple[str, ...] = field(compare=False, repr=False)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run: resolved configuration, metrics, checkpoints."""
+        return Path(self.checkpoint.run_dir)
+
+    def with_keys(self, **keys: Any) -> Config:
+        """A new configuration: the keys given before and these, resolved again."""
+        changed = _resolve([_entries(self.given), _entries(keys)], self.parallel.world_size)
+        return replace(changed, messages=self.messages)
+
+    def flat(self) -> dict[str, Any]:
+        """Every resolved key, JSON-able; ``config_from_keys(config.flat()) == config``."""
+        flat: dict[str, Any] = {}
+        for name in SECTIONS:
+            flat |= getattr(self, name).model_dump(mode="json")
+        return flat
+
+    def to_yaml(self) -> str:
+        """:meth:`flat` as YAML; the file loads again to an equal configuration."""
+        return yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    paths: Sequence[Path | str], overrides: Sequence[str] = (), world_size: int | None = None
+) -> Config:
+    """The configuration of ``paths``, later ones overriding earlier ones, then of ``key=value`` overrides.
+
+    ``world_size`` is the number of ranks that will run; without it, the key ``world_size``, or 1. Raises
+    :class:`ConfigError`.
+    """
+    sources = [read_file(Path(path)) for path in paths] + [[read_override(word)] for word in overrides]
+    if paths:
+        sources.insert(0, [Entry("run_dir", f"runs/{Path(paths[0]).stem}", "")])
+    return _resolve(sources, world_size)
+
+
+def config_from_keys(keys: Mapping[str, Any], world_size: int | None = None) -> Config:
+    """The configuration of flat ``keys`` (dashes and dots allowed), checked and derived as files are."""
+    return _resolve([_entries(keys)], world_size)
+
+
+def _entries(keys: Mapping[str, Any]) -> list[Entry]:
+    return [Entry(normal_key(key), value, "") for key, value in keys.items()]
+
+
+def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None) -> Config:
+    messages: list[str] = []
+    known = [[entry for entry in source if has_effect(entry, messages)] for source in sources]
+    merged = merge(known, messages)
+    if world_size is not None:
+        merged["world_size"] = Entry("world_size", world_size, "")
+    keys = derive({key: typed_value(entry) for key, entry in merged.items()})
+    sections: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        sections[name] = section(**{key: keys[key] for key in section.model_fields if key in keys})
+    given = {key: entry.value for key, entry in merged.items()}
+    return Config(**sections, given=given, messages=tuple(messages))

@@ -1,0 +1,46 @@
+"""The types of configuration values, and the base class of every section.
+
+A key is one annotated field with a docstring. Its type, its default, its line in the reference page and its
+entry in the JSON schema all come from there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+
+class Section(BaseModel):
+    """A frozen group of keys, or a nested block: the attributes are the keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+
+
+def derived(rule: str) -> Any:
+    """A field that :mod:`megatron_lite.config.derive` fills when it is not given; ``rule`` says how, in
+    words."""
+    return Field(json_schema_extra={"derived": rule})
+
+
+def _whole(value: Any) -> Any:
+    """``5e8`` is a float to YAML, and a perfectly good count to a person."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Int = Annotated[int, Strict(), BeforeValidator(_whole, json_schema_input_type=int)]
+Positive = Annotated[Int, Field(gt=0)]
+NonNegative = Annotated[Int, Field(ge=0)]
+Float = Annotated[float, Strict(), AllowInfNan(False)]
+PositiveFloat = Annotated[Float, Field(gt=0)]
+NonNegativeFloat = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Probability = Annotated[Float, Field(ge=0, lt=1)]
+Block = dict[str, Any]

@@ -1,0 +1,118 @@
+"""YAML files and ``key=value`` words into keys that remember where they were written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_lite.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key as somebody wrote it.
+
+    Attributes:
+        key: with underscores; a dotted key reaches into a block (``optimizer.params.lr``).
+        value: what YAML makes of it.
+        origin: ``file:line`` or ``--set``; empty when the key came from code.
+    """
+
+    key: str
+    value: Any
+    origin: str
+
+    @property
+    def where(self) -> str:
+        """How a message about this key begins."""
+        return f"{self.origin}: " if self.origin else ""
+
+    @property
+    def place(self) -> str:
+        """The same within a sentence."""
+        return f"({self.origin})" if self.origin else "(elsewhere)"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that reads ``6e-4`` as a number (YAML 1.2) and refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping of ``node``, when no key is there twice."""
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(
+                    f"{key.start_mark.name}:{line}: {key.value} is given twice, first on line {seen[name]}; "
+                    "keep one (- and _ are the same in a key)"
+                )
+            seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_file(path: Path) -> list[Entry]:
+    """The keys of a YAML (or JSON) file, in order.
+
+    Raises :class:`ConfigError` when the file is missing, is not a map of keys, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
+    return list(_entries(text, str(path)))
+
+
+def _entries(text: str, name: str) -> Iterator[Entry]:
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{name} is not a configuration: a map of keys to values is expected")
+        values = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{name}:{line}: this is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: this is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+    lines = [key.start_mark.line + 1 for key, _ in node.value]
+    for line, (key, value) in zip(lines, values.items(), strict=True):
+        yield Entry(normal_key(str(key)), value, f"{name}:{line}")
+
+
+def read_override(word: str) -> Entry:
+    """The key of a ``key=value`` word from the command line; the value is read as YAML."""
+    key, equals, text = word.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {word}: expected key=value, for example --set train_iters=100")
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {word}: the value is not YAML") from error
+    finally:
+        loader.dispose()
+    return Entry(normal_key(key.strip()), value, "--set")
+
+
+def normal_key(key: str) -> str:
+    """``key`` with underscores for dashes."""
+    return key.replace("-", "_")

@@ -1,0 +1,1 @@
+"""The keys, by subject. A new key is a new field."""

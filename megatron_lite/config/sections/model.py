@@ -1,0 +1,142 @@
+"""Keys of the model: its shape and its parts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from megatron_lite.config.attention import attention_kinds
+from megatron_lite.config.fields import Bool, Fraction, Positive, PositiveFloat, Probability, Section, derived
+
+Init = Literal["normal", "scaled_normal", "wang_init", "small_init"]
+
+GATED = frozenset({"geglu", "reglu", "swiglu", "glu", "bilinear"})
+"""Activations whose MLP multiplies one half of its input projection by the activation of the other."""
+
+
+class ModelSection(Section):
+    """The transformer."""
+
+    num_layers: Positive
+    """Number of transformer layers."""
+    hidden_size: Positive
+    """Width of the residual stream."""
+    num_attention_heads: Positive
+    """Number of (query) attention heads; divides `hidden_size`."""
+    num_kv_heads: Positive = derived("num_attention_heads")
+    """Number of key/value heads: fewer than `num_attention_heads` is grouped-query attention, 1 is
+    multi-query."""
+    seq_length: Positive
+    """Tokens in a training sequence."""
+    max_position_embeddings: Positive = derived("seq_length")
+    """Longest sequence the positions are made for (the size of a learned position table)."""
+    expansion_factor: PositiveFloat = 4.0
+    """`intermediate_size` as a multiple of `hidden_size`, when `intermediate_size` is not given."""
+    intermediate_size: Positive = derived("expansion_factor x hidden_size")
+    """Width of the MLP. For a gated activation it stands for both halves and is scaled by 2/3, so that gated
+    and plain MLPs have equally many parameters: the inner width is a third of it (a model with inner width
+    11008 has `intermediate_size: 33024`)."""
+    mlp_multiple_of: Positive = 1
+    """Round the inner width of the MLP up to a multiple of this."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of normalisation."""
+    layernorm_epsilon: PositiveFloat = 1e-5
+    """Epsilon of `layernorm`."""
+    rms_norm_epsilon: PositiveFloat = 1e-8
+    """Epsilon of `rmsnorm`."""
+    use_qk_layernorm: Bool = False
+    """Normalise the queries and keys of every head."""
+    pos_emb: Literal["learned", "rotary", "none"] = "learned"
+    """Kind of position embedding."""
+    rotary_pct: Fraction = 1.0
+    """Part of each head's dimensions that rotates."""
+    rotary_emb_base: Positive = 10000
+    """Base of the rotary frequencies."""
+    activation: Literal[
+        "gelu",
+        "gelu_tanh",
+        "relu",
+        "silu",
+        "swish",
+        "mish",
+        "softsign",
+        "geglu",
+        "reglu",
+        "swiglu",
+        "glu",
+        "bilinear",
+    ] = "gelu"
+    """Activation of the MLP; `geglu`, `reglu`, `swiglu`, `glu` and `bilinear` are gated."""
+    gpt_j_residual: Bool = False
+    """Parallel residual: attention and MLP both read the layer's input, x + attn(ln1(x)) + mlp(ln2(x))."""
+    gpt_j_tied: Bool = False
+    """With `gpt_j_residual`: one norm for both, x + attn(ln(x)) + mlp(ln(x))."""
+    no_weight_tying: Bool = False
+    """Give the output head weights of its own instead of the embedding's."""
+    use_bias_in_norms: Bool = True
+    """Give layer norms a bias."""
+    use_bias_in_attn_linear: Bool = True
+    """Give the attention's projections a bias."""
+    use_bias_in_mlp: Bool = True
+    """Give the MLP's projections a bias."""
+    hidden_dropout: Probability = 0.0
+    """Dropout after the embedding, the attention and the MLP."""
+    attention_dropout: Probability = 0.0
+    """Dropout of the attention probabilities."""
+    init_method: Init = "normal"
+    """How weights begin: `normal` (std `init_method_std`), `scaled_normal` (std / sqrt(2 num_layers)),
+    `small_init` (std sqrt(2 / (5 hidden_size))), `wang_init` (std 2 / (num_layers sqrt(hidden_size)))."""
+    output_layer_init_method: Init = "scaled_normal"
+    """The same for the projections that write into the residual stream."""
+    init_method_std: PositiveFloat = 0.02
+    """Standard deviation of `normal` and `scaled_normal`."""
+    attention_config: list[Any] | None = None
+    """Kind of attention per layer, as [[[kinds], repeats], ...]: `[[[global], 12]]`, or `[[[global], all]]`.
+    Kinds: `global`; `flash` is global attention too. None: global everywhere."""
+    attention_backend: Literal["auto", "sdpa", "flash_attn"] = "auto"
+    """Kernel of the attention. `auto`: flash-attn where it is installed and fits, torch's SDPA otherwise."""
+    torch_compile: Bool = False
+    """Compile every block with torch.compile: faster steps on CUDA, a minute of start-up."""
+    checkpoint_activations: Bool = False
+    """Keep only the inputs of layers and recompute the rest in the backward pass: less memory, a third more
+    work."""
+    checkpoint_num_layers: Positive = 1
+    """Layers recomputed together."""
+    vocab_size: Positive | None = None
+    """Number of tokens. None: the tokenizer's."""
+    make_vocab_size_divisible_by: Positive = 128
+    """Pad the embedding to a multiple of this many rows."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP is gated."""
+        return self.activation in GATED
+
+    @property
+    def ffn_size(self) -> int:
+        """Inner width of the MLP, the input width of its down projection (a gated MLP projects up to twice
+        it)."""
+        width = -(-(self.intermediate_size * 2 // 3) // 2) if self.is_gated else self.intermediate_size
+        return -(-width // self.mlp_multiple_of) * self.mlp_multiple_of
+
+    @property
+    def norm_epsilon(self) -> float:
+        """Epsilon of the chosen norm."""
+        return self.layernorm_epsilon if self.norm == "layernorm" else self.rms_norm_epsilon
+
+    @property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """The kind of attention of every layer."""
+        return attention_kinds(self.attention_config, self.num_layers)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: `vocab_size` rounded up; the same under every layout."""
+        assert self.vocab_size is not None, (
+            "vocab_size is known once the tokenizer is: Config.with_keys(vocab_size=...)"
+        )
+        return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by

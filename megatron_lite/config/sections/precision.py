@@ -1,0 +1,52 @@
+"""Keys of the number formats."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from megatron_lite.config.fields import Bool, NonNegative, NonNegativeFloat, Positive, Section, derived
+
+
+class Fp16Block(Section):
+    """`fp16: {enabled: true, ...}`: half precision with a loss scale."""
+
+    enabled: Bool = False
+    """Train in fp16 (bf16 when `type` says so)."""
+    fp16: Bool | None = None
+    """Accepted for GPT-NeoX's files; `enabled` decides."""
+    type: Literal["fp16", "bfloat16"] = "fp16"
+    """GPT-NeoX's older way of asking for bf16."""
+    loss_scale: NonNegativeFloat = 0.0
+    """A fixed loss scale; 0 adapts it."""
+    initial_scale_power: NonNegative = 16
+    """The adaptive loss scale begins at 2 to this power."""
+    loss_scale_window: Positive = 1000
+    """Steps without overflow before the loss scale doubles."""
+    hysteresis: Positive = 2
+    """Overflows before the loss scale halves."""
+    consecutive_hysteresis: Bool = False
+    """Whether a good step refills the hysteresis."""
+    min_loss_scale: NonNegativeFloat = 1.0
+    """Smallest adaptive loss scale."""
+
+
+class Bf16Block(Section):
+    """`bf16: {enabled: true}`: bf16 parameters with fp32 master weights. Other names go to DeepSpeed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    enabled: Bool = False
+    """Train in bf16."""
+
+
+class PrecisionSection(Section):
+    """In which numbers the model computes."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = derived("from the fp16 and bf16 blocks, or fp32")
+    """Number format of parameters and activations (`bfloat16` is `bf16`); the master weights are fp32."""
+    fp16: Fp16Block = Fp16Block()
+    """Half precision and its loss scale."""
+    bf16: Bf16Block = Bf16Block()
+    """bfloat16."""

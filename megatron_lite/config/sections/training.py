@@ -1,0 +1,22 @@
+"""Keys of the training loop."""
+
+from __future__ import annotations
+
+from megatron_lite.config.fields import NonNegative, Positive, Section
+
+
+class TrainingSection(Section):
+    """How long to train, and what happens when."""
+
+    train_iters: NonNegative = 0
+    """Optimizer steps of the whole run."""
+    seed: NonNegative = 1234
+    """Seed of the weights, the data order and the dropouts."""
+    eval_interval: NonNegative = 1000
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_iters: NonNegative = 100
+    """Batches in an evaluation; 0 evaluates never."""
+    log_interval: Positive = 100
+    """Steps between lines of the log."""
+    exit_interval: Positive | None = None
+    """Save and exit after a step divisible by this."""
