@@ -13,8 +13,6 @@ __all__ = ["END_OF_TEXT", "PADDING", "REGISTRY", "Tokenizer", "TokenizerKeys", "
 
 REGISTRY: dict[str, str] = {
     "HFTokenizer": "huggingface:load_hf",
-    "HFGPT2Tokenizer": "huggingface:load_hf",
-    "HFGPT2TokenizerFast": "huggingface:load_hf",
     "GPT2BPETokenizer": "huggingface:load_gpt2",
     "SPMTokenizer": "sentence_piece:load_sentencepiece",
     "TiktokenTokenizer": "tik_token:load_tiktoken",

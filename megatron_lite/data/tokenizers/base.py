@@ -112,7 +112,10 @@ def read_vocabulary_file(tokenizer_type: str, key: str, path: str | Path | None)
 
 def write_tokenizer_config(folder: Path, eod_token: str | None) -> None:
     """Write the ``tokenizer_config.json`` that goes beside a ``tokenizer.json``."""
-    keys: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    keys: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
     if eod_token is not None:
         keys |= {"eos_token": eod_token, "bos_token": eod_token, "unk_token": eod_token}
     write_text(folder / "tokenizer_config.json", json.dumps(keys, indent=2) + "\n")

@@ -18,8 +18,8 @@ BYTES = 256
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes; ids from 256 on are not bytes.
 
-    ``ByteTokenizer`` has 257 ids, the last one ends a document. GPT-NeoX's ``CharLevelTokenizer`` has 512 and ends a
-    document with the byte 0.
+    ``ByteTokenizer`` has 257 ids, the last one ends a document. GPT-NeoX's ``CharLevelTokenizer`` has 512 and
+    ends a document with the byte 0.
     """
 
     def __init__(self, vocab_size: int, eod_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Characters as tokens, with the vocabulary in a JSON file: ``{"\\n": 0, " ": 1, …, "<|endoftext|>": 65}``."""
+"""Characters as tokens; the vocabulary is a JSON file: ``{"\\n": 0, " ": 1, …, "<|endoftext|>": 65}``."""
 
 from __future__ import annotations
 
@@ -46,13 +46,16 @@ class CharacterTokenizer(Tokenizer):
         except KeyError as error:
             character = error.args[0]
             raise DataError(
-                f"the character {character!r} (U+{ord(character):04X}) is not in the vocabulary {self._path}: "
-                f"make a vocabulary from all the text with tools/train_tokenizer.py, or use ByteTokenizer"
+                f"the character {character!r} (U+{ord(character):04X}) is not in the vocabulary "
+                f"{self._path}: make a vocabulary from all the text with tools/train_tokenizer.py, or use "
+                "ByteTokenizer"
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The characters; the end of a document is written ``<|endoftext|>``."""
-        return "".join(self._characters.get(index, END_OF_TEXT if index == self.eod_id else "�") for index in ids)
+        return "".join(
+            self._characters.get(index, END_OF_TEXT if index == self.eod_id else "�") for index in ids
+        )
 
     def content(self) -> bytes:
         """The vocabulary."""
@@ -68,7 +71,9 @@ class CharacterTokenizer(Tokenizer):
     def save_pretrained(self, folder: Path) -> None:
         """Write it as a BPE over characters without merges; there, unknown characters are dropped."""
         vocabulary = {character: index for index, character in self._characters.items()}
-        library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={**vocabulary, END_OF_TEXT: self.eod_id}, merges=[]))
+        library = tokenizers.Tokenizer(
+            tokenizers.models.BPE(vocab={**vocabulary, END_OF_TEXT: self.eod_id}, merges=[])
+        )
         library.decoder = tokenizers.decoders.Fuse()
         library.add_special_tokens([END_OF_TEXT])
         with atomic_path(folder / "tokenizer.json") as temporary:
@@ -107,7 +112,7 @@ def load_characters(keys: TokenizerKeys) -> Tokenizer:
         or any(len(character) != 1 for character in ids if character != END_OF_TEXT)
     ):
         raise DataError(
-            f"{path} is not a vocabulary of characters (JSON: each character and {END_OF_TEXT} → an id from 0 on): "
-            f"make one with tools/train_tokenizer.py"
+            f"{path} is not a vocabulary of characters (JSON: each character and {END_OF_TEXT} → an id "
+            "from 0 on): make one with tools/train_tokenizer.py"
         )
     return CharacterTokenizer(path, ids)

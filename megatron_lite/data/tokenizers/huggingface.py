@@ -26,7 +26,7 @@ from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.files import atomic_path
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
-"""Names of the end-of-document token, the first that the vocabulary has, where no tokenizer_config.json says."""
+"""Usual names of the end-of-document token; the first that the vocabulary has is taken."""
 
 
 class HFTokenizer(Tokenizer):
@@ -42,7 +42,9 @@ class HFTokenizer(Tokenizer):
     def __init__(self, library: tokenizers.Tokenizer, eod_token: str) -> None:
         self.library = library
         self.eod_token = eod_token
-        self.eod_id = library.token_to_id(eod_token)
+        eod_id = library.token_to_id(eod_token)
+        assert eod_id is not None, f"the vocabulary has no {eod_token}"
+        self.eod_id = eod_id
         self.vocab_size = 1 + max(library.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
@@ -104,7 +106,9 @@ def load_hf(keys: TokenizerKeys) -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{path} is not a tokenizer.json of the tokenizers library ({error}): correct vocab_file") from None
+        raise DataError(
+            f"{path} is not a tokenizer.json of the tokenizers library ({error}): correct vocab_file"
+        ) from None
     return HFTokenizer(library, end_token(library, path))
 
 
@@ -120,8 +124,8 @@ def end_token(library: tokenizers.Tokenizer, path: Path) -> str:
         if library.token_to_id(token) is not None:
             return token
     raise DataError(
-        f"{path} has no token that ends a document (looked for {', '.join(END_TOKENS)}): add {END_OF_TEXT} to its vocabulary, "
-        f"or put a tokenizer_config.json with eos_token beside it"
+        f"{path} has no token that ends a document (looked for {', '.join(END_TOKENS)}): add {END_OF_TEXT} "
+        "to its vocabulary, or put a tokenizer_config.json with eos_token beside it"
     )
 
 
@@ -133,7 +137,8 @@ def load_gpt2(keys: TokenizerKeys) -> Tokenizer:
         model = tokenizers.models.BPE.from_file(str(vocab), str(merges))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
-            f"{vocab} and {merges} are not a BPE vocabulary and its merges ({error}): correct vocab_file and merge_file"
+            f"{vocab} and {merges} are not a BPE vocabulary and its merges ({error}): correct vocab_file "
+            "and merge_file"
         ) from None
     library = tokenizers.Tokenizer(model)
     if library.token_to_id(END_OF_TEXT) is None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 from megatron_lite.data.tokenizers.base import END_OF_TEXT, Tokenizer, TokenizerKeys, read_vocabulary_file
+from megatron_lite.data.tokenizers.export import save_equal_library
 from megatron_lite.utils.errors import DataError
 
 
@@ -55,15 +58,72 @@ class SentencePieceTokenizer(Tokenizer):
         return lengths
 
     def save_pretrained(self, folder: Path) -> None:
-        """Refuse: see the message."""
-        raise DataError(
-            "a sentencepiece model cannot be written as a tokenizer.json that is sure to give the same ids: copy the model file "
-            "beside the exported weights"
+        """Write it as a model of the tokenizers library, after a check that the ids are the same."""
+        library = imitation(self.processor)
+        eod_token = self.processor.id_to_piece(self.eod_id)
+        save_equal_library(self, library, folder, eod_token)
+
+
+def imitation(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
+    """The tokenizers library's nearest equivalent of a sentencepiece model."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(processor.serialized_model_proto())
+    scores = {piece.piece: piece.score for piece in proto.pieces}
+    model: tokenizers.models.Model
+    if proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM:
+        model = tokenizers.models.Unigram(
+            list(scores.items()), unk_id=processor.unk_id(), byte_fallback=proto.trainer_spec.byte_fallback
         )
+    else:
+        model = tokenizers.models.BPE(
+            vocab={piece: index for index, piece in enumerate(scores)},
+            merges=merges_by_score(scores),
+            unk_token=proto.trainer_spec.unk_piece,
+            fuse_unk=True,
+            byte_fallback=proto.trainer_spec.byte_fallback,
+        )
+    library = tokenizers.Tokenizer(model)
+    library.normalizer = normalizer(proto.normalizer_spec)
+    decoders = [
+        tokenizers.decoders.Replace("▁", " "),
+        tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+    ]
+    if proto.normalizer_spec.add_dummy_prefix:
+        decoders.append(tokenizers.decoders.Strip(" ", 1, 0))
+    library.decoder = tokenizers.decoders.Sequence(decoders)
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    library.add_special_tokens([piece.piece for piece in proto.pieces if piece.type == kinds.CONTROL])
+    library.add_tokens([piece.piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED])
+    return library
+
+
+def merges_by_score(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """Every way to join two pieces into a third, best score of the whole first."""
+    merges = []
+    for piece, score in scores.items():
+        for cut in range(1, len(piece)):
+            if piece[:cut] in scores and piece[cut:] in scores:
+                merges.append((score, piece[:cut], piece[cut:]))
+    merges.sort(key=lambda merge: -merge[0])
+    return [(left, right) for _, left, right in merges]
+
+
+def normalizer(spec: sentencepiece_model_pb2.NormalizerSpec) -> tokenizers.normalizers.Normalizer:
+    """What the model does to text before it cuts it."""
+    steps: list[tokenizers.normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(tokenizers.normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps.append(tokenizers.normalizers.Strip())
+        steps.append(tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
+    if spec.add_dummy_prefix:
+        steps.append(tokenizers.normalizers.Prepend("▁"))
+    steps.append(tokenizers.normalizers.Replace(" ", "▁"))
+    return tokenizers.normalizers.Sequence(steps)
 
 
 def load_sentencepiece(keys: TokenizerKeys) -> Tokenizer:
-    """``SPMTokenizer``: ``vocab_file`` is the .model file; ``<|endoftext|>`` or else ``</s>`` ends a document."""
+    """``SPMTokenizer``: ``vocab_file`` is the model; its ``<|endoftext|>`` or else ``</s>`` ends a document."""
     path = read_vocabulary_file("SPMTokenizer", "vocab_file", keys.vocab_file)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
