@@ -1,9 +1,9 @@
 """Tokens per second of ``train.py`` beside a bare PyTorch loop, and the time from command to first step.
 
-The same 20M-parameter GPT, the same initial weights, the same batches; whole runs in turn (ours, bare, ours, bare …), so
-that a machine whose speed drifts treats both alike. The figure of a run is its median step, the first ones left out;
-the figure of the benchmark is the median of the ratios of the pairs. Losses are compared too: a trainer that computes
-something else is not a peer.
+The same 20M-parameter GPT, the same initial weights, the same batches; whole runs in turn (ours, bare, ours,
+bare …), so that a machine whose speed drifts treats both alike. The figure of a run is its median step, the
+first ones left out; the figure of the benchmark is the median of the ratios of the pairs. Losses are compared
+too: a trainer that computes something else is no peer.
 
     python benchmarks/train_throughput.py [--pairs 5] [--steps 30] [--precision fp32 bf16]
 
@@ -50,7 +50,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Figures of one run: seconds a step (warm-up left out), its losses, seconds from command to first step."""
+    """One run: its median seconds per step, its losses, its seconds from command to first step."""
 
     step_seconds: float
     losses: list[float]

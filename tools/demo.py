@@ -1,6 +1,6 @@
-"""The tour that ``make demo`` gives: train a small GPT on real text, read what it writes, load it elsewhere.
+"""The tour that ``make demo`` gives: train a small GPT on real text, read what it writes, export it.
 
-Each step is a command that you can type yourself; it is printed before it runs. Everything goes to ``runs/demo``.
+Each step is a command that you can type yourself; it is printed before it runs. All files go to ``runs/demo``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def demo(run: Path, settings: list[str]) -> None:
     losses = validation_losses(run / "metrics.jsonl")
     minutes = (time.monotonic() - start) / 60
     print(
-        f"\nDone in {minutes:.1f} minutes. Validation loss {losses[0]:.3f} before training, {losses[-1]:.3f} after."
+        f"\nDone in {minutes:.1f} minutes. "
+        f"Validation loss {losses[0]:.3f} before training, {losses[-1]:.3f} after."
         f"\nThe loss curve is {run / 'loss.png'}; "
         f'transformers loads the model with AutoModelForCausalLM.from_pretrained("{hf}").'
     )
