@@ -74,7 +74,9 @@ def context_from_environment() -> ParallelContext:
     """
     environment = os.environ
     started = [names for names in LAUNCHERS if names[0] in environment and names[1] in environment]
-    rank, world_size, local_rank = (int(environment.get(name, 0)) for name in started[0]) if started else (0, 1, 0)
+    rank, world_size, local_rank = (
+        (int(environment.get(name, 0)) for name in started[0]) if started else (0, 1, 0)
+    )
     environment.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
     environment.setdefault("MASTER_ADDR", _first_host(environment.get("SLURM_JOB_NODELIST", "")))
     environment.setdefault("MASTER_PORT", "29500")
@@ -83,7 +85,7 @@ def context_from_environment() -> ParallelContext:
 
 
 def _first_host(node_list: str) -> str:
-    """The first host of SLURM's compressed list (``gpu[03-05,09],login1`` → ``gpu03``); localhost if empty."""
+    """The first host of SLURM's compressed list: ``gpu[03-05,09],login1`` → ``gpu03``; localhost if empty."""
     if not node_list:
         return "127.0.0.1"
     prefix, bracket, rest = node_list.partition("[")

@@ -15,7 +15,7 @@ from megatron_lite.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of steps with one batch size: ``batch`` samples a step from ``first_step``, ``first_sample`` on."""
+    """A run of steps with one batch size: ``batch`` samples a step, from ``first_step`` on."""
 
     first_step: int
     first_sample: int
@@ -55,13 +55,17 @@ def plan_batches(full: int, seq_length: int, ramp: Sequence[int] | None, quantum
     """The plan for ``train_batch_size`` = ``full`` and ``rampup_batch_size`` = [start, increment, tokens].
 
     The range from ``start`` to ``full`` is crossed in equal stretches of tokens, one per increment; a
-    stretch ends with the first step that completes it. ``quantum`` is micro-batch × data-parallel ranks: a
-    batch grows by whole gradient accumulation steps. Raises ConfigError when it cannot.
+    stretch ends with the first step that completes it. ``quantum`` is micro-batch times data-parallel ranks:
+    a batch grows by whole gradient accumulation steps. Raises ConfigError when it cannot.
     """
     if ramp is None:
         return BatchPlan((Stage(0, 0, full),), seq_length)
     start, increment, tokens = ramp
-    for name, value in (("start", start), ("increment", increment), ("train_batch_size - start", full - start)):
+    for name, value in (
+        ("start", start),
+        ("increment", increment),
+        ("train_batch_size - start", full - start),
+    ):
         if value % quantum:
             raise ConfigError(
                 f"rampup_batch_size: {name} = {value} is not a multiple of {quantum} samples (micro-batch x "
@@ -69,7 +73,7 @@ def plan_batches(full: int, seq_length: int, ramp: Sequence[int] | None, quantum
             )
     if not 0 < start <= full or increment <= 0 or (full - start) % increment:
         raise ConfigError(
-            f"rampup_batch_size: {full} (train_batch_size) is not reached from {start} in steps of {increment}; "
+            f"rampup_batch_size: {start} does not grow to {full} (train_batch_size) in steps of {increment}; "
             "give [start, increment, tokens] with (train_batch_size - start) a multiple of the increment"
         )
     increments = (full - start) // increment

@@ -1,4 +1,4 @@
-"""What DeepSpeed 0.19.8 does that we do not want, each described beside its remedy. Nothing else works around it."""
+"""What DeepSpeed 0.19.8 does that we do not want, each described beside its remedy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def quiet_logs() -> None:
 
 
 def skip_shared_memory_build() -> None:
-    """Keep ``init_distributed`` from compiling ``deepspeed_shm_comm`` with g++ (75 s, and fails without a compiler).
+    """Keep ``init_distributed`` from compiling ``deepspeed_shm_comm`` with g++.
 
-    It serves ``inference_all_reduce`` only, which training never calls.
+    That takes 75 s and fails without a compiler. It serves ``inference_all_reduce`` only, which training
+    never calls.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -31,8 +32,8 @@ def skip_shared_memory_build() -> None:
 def import_muon(compiled: bool) -> None:
     """Import DeepSpeed's Muon before ZeRO does, with or without ``torch.compile`` around its kernels.
 
-    ZeRO 1-3 import Muon whatever the optimizer is (``zero/utils.py``), and its decorators import Inductor: 3 s
-    of every start. Compiling itself takes 40 s or more on a CPU, for no speed there.
+    ZeRO 1-3 import Muon whatever the optimizer is (``zero/utils.py``), and its decorators import Inductor: 3
+    seconds of every start. Compiling itself takes 40 s or more on a CPU, for no speed there.
     """
     from deepspeed.runtime import compiler
 

@@ -139,8 +139,8 @@ class Engine:
 def engine_settings(config: Config) -> dict[str, Any]:
     """DeepSpeed's dictionary for ``config``, with the paths chosen that are right and fast.
 
-    - Stage 0 in fp32: clipping is ours (DeepSpeed's does not tell the norm, and reduces it over ranks twice).
-    - 16-bit parameters: gradients are accumulated in fp32 (in bf16, small micro-batch gradients would be lost).
+    - Stage 0 in fp32: clipping is ours (DeepSpeed's tells no norm, and reduces it over ranks twice).
+    - 16-bit parameters: gradients are accumulated in fp32 (in bf16, small ones would be lost).
     - Our client optimizers are wanted whatever DeepSpeed thinks of them, also when offloaded.
     - The throughput timer synchronises the device twice a step: off. DeepSpeed prints no progress: we do.
     """

@@ -1,4 +1,4 @@
-"""What is learned: from a model and a batch to a loss per token. A new objective is one function and one line."""
+"""What is learned: from a model and a batch to a loss per token. A new one is a function and a line."""
 
 from __future__ import annotations
 

@@ -18,11 +18,14 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
-    """Two groups: matrices, which decay, and the rest (biases, norm weights), which do not; empty ones left out."""
+    """Matrices, which decay, and the rest (biases, norm weights), which do not; no empty group."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if spec_of(parameter).decays]
     others = [parameter for parameter in trainable if not spec_of(parameter).decays]
-    groups: Groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: Groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -93,7 +96,7 @@ def muon(groups: Groups, keys: OptimizerSection) -> Optimizer:
 
 
 def is_hidden_matrix(parameter: nn.Parameter) -> bool:
-    """Whether ``parameter`` is a matrix inside the layers (Muon's), not an embedding, the head or a vector."""
+    """Whether ``parameter`` is a matrix inside the layers, not an embedding, the head or a vector."""
     spec = spec_of(parameter)
     return spec.decays and spec.name.startswith("layers.")
 

@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of how far training is.
 
 A schedule's shape is a factor in [0, 1] (1 at the peak, 0 at the minimum); warm-up multiplies before it.
-Progress is measured in steps, or in tokens when the keys name tokens: both are known exactly from the step number,
-so that a schedule has no state of its own to save.
+Progress is measured in steps, the warm-up also in tokens: both are counted by the run, so that a schedule
+has no state of its own to save.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Schedule:
         warmup: length of the warm-up, in steps.
         decay_end: the step at which decay has reached the minimum (lr_decay_iters), warm-up included.
         decay_length: WSD only: the number of steps over which the rate falls at the end.
-        decay_shape: WSD only: ``linear``, ``cosine``, ``sqrt`` (1 - √x) or ``exponential`` towards the minimum.
+        decay_shape: WSD only: ``linear``, ``cosine`` or ``sqrt`` (1 - √progress).
         warmup_tokens: length of the warm-up in tokens; replaces ``warmup`` when it is not None.
     """
 
@@ -97,8 +97,6 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
     "sqrt": lambda done: 1.0 - math.sqrt(done),
-    # Down to 2^-10 of the way, then exactly the minimum (Megatron's and MiniCPM's exponential annealing).
-    "exponential": lambda done: 0.5 ** (10.0 * done) if done < 1.0 else 0.0,
 }
 """How WSD falls: progress of the decay in [0, 1] → factor from 1 to 0."""
 

@@ -1,0 +1,67 @@
+"""The training loop. All that is not a step - figures, evaluation, checkpoints, signals - is a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_lite.config import Config
+from megatron_lite.data.batches import Batch, micro_batch
+from megatron_lite.data.windows import Dataset
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.training.batch_ramp import BatchPlan
+from megatron_lite.training.engine import Engine
+from megatron_lite.training.schedule import Schedule
+from megatron_lite.training.state import Hook, TrainState
+from megatron_lite.utils.seeds import derive_seed
+
+
+def run_steps(
+    config: Config,
+    context: ParallelContext,
+    engine: Engine,
+    dataset: Dataset,
+    schedule: Schedule,
+    plan: BatchPlan,
+    state: TrainState,
+    hooks: Sequence[Hook],
+) -> None:
+    """Train from ``state`` to ``train_iters``, or until a hook sets ``state.stop_reason``."""
+    for hook in hooks:
+        hook.begin(state)
+    while state.step < config.training.train_iters and state.stop_reason is None:
+        for hook in hooks:
+            hook.before_step(state)
+        samples = plan.batch(state.samples)
+        batches = micro_batches(config, context, dataset, state.samples, samples)
+        lr = schedule.lr(state.step, state.tokens)
+        seed_dropout(config.training.seed, context.data_rank, state.step)
+
+        result = engine.train_step(batches, lr)
+
+        state.step += 1
+        state.samples += samples
+        state.tokens += samples * config.model.seq_length
+        for hook in hooks:
+            hook.after_step(state, result, lr)
+    for hook in hooks:
+        hook.end(state)
+
+
+def micro_batches(
+    config: Config, context: ParallelContext, dataset: Dataset, first: int, count: int
+) -> list[Batch]:
+    """This rank's share of the samples ``first`` … ``first + count - 1``, in micro-batches.
+
+    Micro-batches are dealt to the data-parallel ranks in turn: which samples a step sees does not depend on
+    the number of ranks.
+    """
+    size = config.batch.train_micro_batch_size_per_gpu
+    starts = range(first + context.data_rank * size, first + count, context.data_size * size)
+    return [micro_batch(dataset, start, size, context.device) for start in starts]
+
+
+def seed_dropout(seed: int, data_rank: int, step: int) -> None:
+    """Seed the random numbers of one step (dropout) by its number: there is no state to carry over."""
+    torch.manual_seed(derive_seed(seed, "dropout", data_rank, step))

@@ -1,0 +1,146 @@
+"""One rank of a training run, from a prepared configuration to the last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
+from megatron_lite.config import Config
+from megatron_lite.data.datasets import Splits, open_datasets
+from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.metrics import open_backends
+from megatron_lite.metrics.progress import Progress
+from megatron_lite.model import build_gpt
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.training.batch_ramp import plan_batches
+from megatron_lite.training.distributed import start_distributed, stop_distributed
+from megatron_lite.training.engine import Engine
+from megatron_lite.training.hooks.checkpoints import Checkpoints
+from megatron_lite.training.hooks.evaluation import Evaluation
+from megatron_lite.training.hooks.figures import Figures
+from megatron_lite.training.hooks.stopping import Stopping
+from megatron_lite.training.loop import run_steps
+from megatron_lite.training.objectives import OBJECTIVES
+from megatron_lite.training.schedule import Schedule
+from megatron_lite.training.state import Hook, TrainState
+from megatron_lite.utils.errors import CheckpointError
+from megatron_lite.utils.files import write_text
+from megatron_lite.utils.log import LOGGER
+
+
+def train(config: Config, context: ParallelContext) -> int:
+    """Train as ``config`` says (with data, tokenizer and vocabulary filled in by ``prepare_data``).
+
+    Returns the exit status: 0 when ``train_iters`` are done or a signal stopped the run after saving.
+
+    Raises:
+        UserError: what is wrong with keys, data or a checkpoint, or that the loss is not a number.
+    """
+    batch, training = config.batch, config.training
+    quantum = batch.train_micro_batch_size_per_gpu * context.data_size
+    plan = plan_batches(batch.train_batch_size, config.model.seq_length, batch.rampup_batch_size, quantum)
+    schedule = schedule_of(config)
+    checkpoint = checkpoint_to_load(config)
+    datasets = open_datasets(config)
+    training_data = datasets.train
+    start_distributed(context)
+    engine = Engine(
+        config,
+        context,
+        lambda dtype: build_gpt(config, ParameterFactory(training.seed, dtype)),
+        OBJECTIVES["causal_lm"],
+    )
+    state = begin_from(checkpoint, config, context, engine)
+    if context.is_first:
+        write_text(config.run_dir / "config.yml", config.to_yaml())
+    hooks = make_hooks(config, context, engine, datasets, state)
+    try:
+        run_steps(config, context, engine, training_data, schedule, plan, state, hooks)
+    finally:
+        for hook in hooks:
+            hook.close()
+    if state.stop_reason and context.is_first:
+        print(f"stopped after step {state.step} ({state.stop_reason}); go on with: {resume_command(config)}")
+    stop_distributed()
+    return 0
+
+
+def make_hooks(
+    config: Config, context: ParallelContext, engine: Engine, datasets: Splits, state: TrainState
+) -> list[Hook]:
+    """What hangs on the loop, in the order in which it happens after a step."""
+    backends = open_backends(config, config.run_dir)
+    progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
+    tokenizer = load_tokenizer(config.data)
+    return [
+        Figures(config, context, backends, progress),
+        Evaluation(config, context, engine, datasets.valid, tokenizer, backends, progress),
+        Stopping(context, config.training.exit_interval),
+        Checkpoints(config, context, engine),
+    ]
+
+
+def schedule_of(config: Config) -> Schedule:
+    """The learning-rate schedule that the keys describe."""
+    keys = config.schedule
+    return Schedule(
+        style=keys.lr_decay_style,
+        peak=config.optimizer.lr,
+        minimum=keys.min_lr,
+        warmup=keys.warmup_steps or 0,
+        warmup_tokens=keys.warmup_tokens,
+        decay_end=keys.lr_decay_iters,
+        decay_length=keys.wsd_decay_iters,
+        decay_shape=keys.wsd_decay_style,
+    )
+
+
+def checkpoint_to_load(config: Config) -> Path | None:
+    """The checkpoint that the run begins from, or None to begin with fresh weights.
+
+    ``load`` must hold a checkpoint, with one exception: a configuration whose ``load`` and ``save`` are the
+    same folder begins afresh the first time (GPT-NeoX's ``local_setup.yml`` does that).
+    """
+    keys = config.checkpoint
+    if keys.load is None:
+        return None
+    try:
+        return find_checkpoint(Path(keys.load), keys.iteration)
+    except CheckpointError as error:
+        is_first_run = Path(keys.load).absolute() == Path(keys.save).absolute() and keys.iteration is None
+        if not is_first_run or (Path(keys.load) / "latest").exists():
+            raise CheckpointError(f"load: {error}") from error
+        LOGGER.info("no checkpoint in %s yet: beginning with fresh weights", keys.load)
+        return None
+
+
+def begin_from(
+    checkpoint: Path | None, config: Config, context: ParallelContext, engine: Engine
+) -> TrainState:
+    """Fill ``engine`` from ``checkpoint``; the state to go on from. ``finetune`` takes the weights only."""
+    if checkpoint is None:
+        return TrainState()
+    keys = config.checkpoint
+    saved = load_checkpoint(
+        checkpoint,
+        engine.deepspeed,
+        context,
+        load_optimizer=not (keys.finetune or keys.no_load_optim),
+        load_rng=not (keys.finetune or keys.no_load_rng),
+    )
+    if keys.finetune:
+        LOGGER.info("weights from %s; beginning at step 0", checkpoint)
+        return TrainState()
+    LOGGER.info("going on from %s, after step %d", checkpoint, saved["step"])
+    return TrainState(step=saved["step"], samples=saved["samples"], tokens=saved["tokens"])
+
+
+def resume_command(config: Config) -> str:
+    """The command that goes on from what this run saved."""
+    command = os.environ.get("MEGATRON_LITE_COMMAND") or shlex.join(["python", *sys.argv])
+    save = config.checkpoint.save
+    return command if config.checkpoint.load == save else f"{command} --set load={shlex.quote(save)}"

@@ -1,0 +1,30 @@
+"""One rank of training: ``python train.py CONF.yml [MORE.yml ...] [--set KEY=VALUE ...]``.
+
+Starts alone as one rank, or as one of many under ``deepy.py``, ``torchrun``, ``srun`` or ``mpirun``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_lite.config import load_config
+from megatron_lite.config.cli import parse_command_line
+from megatron_lite.data.prepare import prepare_data
+from megatron_lite.parallel.context import context_from_environment
+from megatron_lite.training.run import train
+from megatron_lite.utils.errors import command_line
+from megatron_lite.utils.log import setup_logging
+
+
+@command_line
+def main() -> int:
+    """Read the configuration, get the data ready, train."""
+    paths, overrides = parse_command_line("Train a GPT-like language model: one rank of the run.")
+    context = context_from_environment()
+    setup_logging()
+    config = load_config(paths, overrides, world_size=context.world_size)
+    return train(prepare_data(config), context)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
