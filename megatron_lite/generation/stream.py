@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
@@ -20,11 +21,15 @@ class TextStream:
     A byte-level token may end inside a UTF-8 character; its text is held back until the rest has come. Each
     piece is decoded after the piece before it, because some tokenizers write a token differently at the start
     of a text (sentencepiece drops its space). A step decodes a few tokens, not the whole text.
+
+    Args:
+        tokenizer: decodes.
+        before: the tokens that the sequence continues.
     """
 
-    def __init__(self, tokenizer: Decoder) -> None:
+    def __init__(self, tokenizer: Decoder, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []
+        self._context = list(before)
         self._pending: list[int] = []
 
     def add(self, token: int) -> str:

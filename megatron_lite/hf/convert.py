@@ -47,7 +47,7 @@ def to_hf(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Our ``tensors`` (fp32, by global name) under the family's names, in ``dtype``, one at a time.
 
-    Rows that pad the vocabulary are left out: no token has their number.
+    Rows that pad the vocabulary stay, so that the family's probabilities are the trained ones.
 
     Raises:
         CheckpointError: a tensor has no place in the family, one of the family's is missing, or a value does
@@ -58,8 +58,7 @@ def to_hf(
         entry = table.pop(name, None)
         if entry is None:
             raise CheckpointError(f"the checkpoint's tensor {name} has no place in the {family.name} family")
-        whole = tensor[: config.model.vocab_size] if entry.vocabulary else tensor
-        converted = whole.to(dtype)
+        converted = tensor.to(dtype)
         if dtype == torch.float16 and not converted.isfinite().all():
             raise CheckpointError(f"{name} has values that fp16 cannot hold: convert to bf16 or fp32")
         yield entry.theirs, converted
@@ -99,7 +98,10 @@ def export_folder(
             folder / "config.json",
             {**family.config(config), **special, "dtype": dtype_name, "torch_dtype": dtype_name},
         )
-        _write_json(folder / "generation_config.json", special)
+        # Ids of the vocabulary's padding have no text.
+        padding = list(range(tokenizer.vocab_size, config.model.padded_vocab_size))
+        suppressed = {"suppress_tokens": padding} if padding else {}
+        _write_json(folder / "generation_config.json", {**special, **suppressed})
         tokenizer.save_pretrained(folder)
         write_shards(to_hf(family, config, read_weights(path), dtype), folder, max_shard_size)
     return out

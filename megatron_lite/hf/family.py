@@ -1,4 +1,4 @@
-"""What a Hugging Face family is: which models it expresses, its config.json, its tensor names. Only tables."""
+"""What a Hugging Face family is: which models it expresses, its config.json, its tensor names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ class Entry:
     Attributes:
         ours: global name, with :data:`LAYER` where the layer's number goes.
         theirs: name in the family's files, likewise.
-        vocabulary: whether dimension 0 is the vocabulary: padded to a round number here, exact there.
     """
 
     ours: str
     theirs: str
-    vocabulary: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,5 +48,5 @@ class Family:
             numbers = range(config.model.num_layers) if LAYER in entry.ours else (0,)
             for number in numbers:
                 ours, theirs = (name.replace(LAYER, str(number)) for name in (entry.ours, entry.theirs))
-                table[ours] = Entry(ours, theirs, entry.vocabulary)
+                table[ours] = Entry(ours, theirs)
         return table

@@ -1,7 +1,7 @@
 """The GPTNeoX family: what GPT-NeoX-20B and Pythia are in transformers.
 
 Its fused query-key-value weight has, for each head, the rows of q, k and v: our order when every query head
-has its own key and value head. On disk its output head is ``embed_out.weight`` (in memory ``lm_head.weight``).
+has its own key and value head. On disk its head is ``embed_out.weight``, in memory ``lm_head.weight``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def config_json(config: Config) -> dict[str, Any]:
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
-        "vocab_size": model.vocab_size,
+        "vocab_size": model.padded_vocab_size,
         "hidden_size": model.hidden_size,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
@@ -92,9 +92,9 @@ def entries(config: Config) -> list[Entry]:
     for linear in ("attention.query_key_value", "attention.dense"):
         inside += [f"{linear}.weight"]
         inside += [f"{linear}.bias"] if model.use_bias_in_attn_linear else []
-    head = [Entry("embed_out.weight", "embed_out.weight", vocabulary=True)] if model.no_weight_tying else []
+    head = [Entry("embed_out.weight", "embed_out.weight")] if model.no_weight_tying else []
     return [
-        Entry("embed_in.weight", "gpt_neox.embed_in.weight", vocabulary=True),
+        Entry("embed_in.weight", "gpt_neox.embed_in.weight"),
         *(Entry(f"layers.{{i}}.{name}", f"gpt_neox.layers.{{i}}.{name}") for name in inside),
         *(
             Entry(f"final_layer_norm.{part}", f"gpt_neox.final_layer_norm.{part}")

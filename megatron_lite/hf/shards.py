@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, max_shard_size: int) -> None:
-    """Write ``tensors`` as they come into safetensors files of ``max_shard_size`` bytes at most in ``folder``.
+    """Write ``tensors`` as they come into safetensors files of at most ``max_shard_size`` bytes.
 
     Holds one file's tensors in memory. One file is called ``model.safetensors``; several are numbered and
     listed in ``model.safetensors.index.json``, as transformers expects. A tensor larger than the limit gets

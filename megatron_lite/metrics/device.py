@@ -60,9 +60,10 @@ def table_flops(name: str, dtype: torch.dtype) -> float | None:
 def peak_flops(device: torch.device, dtype: torch.dtype, override: float | None = None) -> float:
     """Peak FLOP/s of one ``device`` when it multiplies matrices in ``dtype``.
 
-    ``override`` (the key ``peak_tflops``, in TFLOP/s) wins; else the table of GPUs; else, on a CPU or an
-    unknown device, what a matmul of this process reaches, measured once (0.3 s at most). The measurement uses
-    this process's threads: with several ranks on one CPU it is right when they share the cores among them.
+    ``override`` (the key ``peak_theoretical_tflops``, in TFLOP/s) wins; else the table of GPUs; else, on a
+    CPU or an unknown device, what a matmul of this process reaches, measured once (0.3 s at most). The
+    measurement uses this process's threads: with several ranks on one CPU it is right when they share the
+    cores among them.
     """
     if override is not None:
         return override * 1e12
