@@ -113,7 +113,7 @@ def test_llama(kv_heads: int) -> None:
 
 
 def gpt2_weights(state: State, heads: int) -> State:
-    """GPT-2's transposed matrices with rows [q of all heads; k of all heads; v of all heads], in our order."""
+    """GPT-2's transposed matrices, rows [all heads' q; all heads' k; all heads' v], in our order."""
     weights = {"embed_in.weight": state["wte.weight"], "embed_pos.weight": state["wpe.weight"]}
     for kind in ("weight", "bias"):
         weights[f"final_layer_norm.{kind}"] = state[f"ln_f.{kind}"]
