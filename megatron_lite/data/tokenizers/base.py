@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +77,16 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
         return [self.encode(text) for text in texts]
+
+    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts laid end to end (integers [total]) and how many each has (int64 [texts]).
+
+        The same ids as ``encode_batch``, by the fastest way there is, or with ``reference`` by that of the
+        tokenizer's own library.
+        """
+        batch = self.encode_batch(texts)
+        lengths = np.fromiter(map(len, batch), np.int64, len(batch))
+        return np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum())), lengths
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -24,6 +24,9 @@ from megatron_lite.data.tokenizers.base import (
 from megatron_lite.data.tokenizers.byte_alphabet import BYTE_OF_CHARACTER
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from megatron_lite.data.tokenizers.fast import FastEncoder
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 """Usual names of the end-of-document token; the first that the vocabulary has is taken."""
@@ -54,6 +57,19 @@ class HFTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for many texts, on all cores."""
         return [encoding.ids for encoding in self.library.encode_batch(list(texts))]
+
+    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The same ids by gigatoken, if it can; see :mod:`.fast`."""
+        if reference or self._fast is None:
+            return super().encode_arrays(texts)
+        return self._fast.encode_arrays(texts)
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        # Imported when text is encoded in bulk: a training run does not wait for it.
+        from megatron_lite.data.tokenizers.fast import fast_encoder
+
+        return fast_encoder(self.library)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The library's text, special tokens included."""

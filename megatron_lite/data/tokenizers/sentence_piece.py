@@ -123,7 +123,7 @@ def normalizer(spec: sentencepiece_model_pb2.NormalizerSpec) -> tokenizers.norma
 
 
 def load_sentencepiece(keys: TokenizerKeys) -> Tokenizer:
-    """``SPMTokenizer``: ``vocab_file`` is the model; its ``<|endoftext|>`` or else ``</s>`` ends a document."""
+    """``SPMTokenizer``: ``vocab_file`` is the model; ``<|endoftext|>``, else ``</s>``, ends a document."""
     path = read_vocabulary_file("SPMTokenizer", "vocab_file", keys.vocab_file)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
