@@ -89,7 +89,9 @@ def check_file(checkpoint: Path, entry: FileEntry) -> None:
         while block := file.read(CHUNK):
             checksum = zlib.crc32(block, checksum)
     if checksum != entry.crc32:
-        raise CheckpointError(f"{checkpoint / entry.name} is corrupt: its checksum is wrong; use another checkpoint")
+        raise CheckpointError(
+            f"{checkpoint / entry.name} is corrupt: its checksum is wrong; use another checkpoint"
+        )
 
 
 def check_size(checkpoint: Path, entry: FileEntry) -> None:

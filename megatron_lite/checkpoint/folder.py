@@ -59,7 +59,9 @@ def _what_is_there(folder: Path, name: str = "") -> str:
     if not folder.is_dir():
         return "the folder does not exist"
     if any((folder / name).glob("*.pt")):
-        return f"it has DeepSpeed's own files (*.pt), which this program does not read; {INDEX_NAME} is missing"
+        return (
+            f"it has DeepSpeed's own files (*.pt), which this program does not read; {INDEX_NAME} is missing"
+        )
     steps = ", ".join(map(str, complete_steps(folder)))
     return f"complete ones are there for steps {steps}" if steps else f"nothing there has an {INDEX_NAME}"
 

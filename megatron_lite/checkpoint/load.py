@@ -5,11 +5,152 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_lite.checkpoint.engine_state import (
+    restore_counters,
+    restore_loss_scaler,
+    restore_rng_state,
+)
+from megatron_lite.checkpoint.files import ElementReader, check_file
+from megatron_lite.checkpoint.folder import find_checkpoint
+from megatron_lite.checkpoint.fragments import layout_fragments
+from megatron_lite.checkpoint.index import WEIGHT, Index, read_index
+from megatron_lite.checkpoint.layouts import layout_of
+from megatron_lite.checkpoint.layouts.layout import Layout
+from megatron_lite.checkpoint.optimizer_state import make_state, replay_native_steps, restore_scalars
+from megatron_lite.checkpoint.save import RNG_KEY, optimizer_file
+from megatron_lite.checkpoint.together import together
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.utils.errors import CheckpointError
+from megatron_lite.utils.log import LOGGER
+
+NAMED = 3  # how many offending names an error message lists
 
 
 def load_checkpoint(
     path: Path, engine: Any, context: ParallelContext, load_optimizer: bool = True, load_rng: bool = True
 ) -> dict[str, Any]:
-    """Fill ``engine`` from the checkpoint ``path``; called by every rank; the trainer's state is returned."""
-    raise AssertionError("being written")
+    """Fill ``engine`` from a checkpoint, whatever ZeRO stage and number of ranks wrote it; every rank calls this.
+
+    Each rank reads the elements that it holds. Every file's checksum is verified first, the ranks sharing the
+    work. Low-precision parameters are made from the fp32 weights as the optimizer step makes them. With the
+    layout and the optimizer unchanged, training goes on bitwise as if it had never stopped.
+
+    Args:
+        path: a checkpoint, or a folder with ``latest``.
+        engine: DeepSpeed's engine, just initialised; its model's parameters carry their ``spec``.
+        context: this rank.
+        load_optimizer: also optimizer state, loss scale and DeepSpeed's counters; False to fine-tune.
+        load_rng: also the random generators, where the number of ranks is that of the writer.
+
+    Returns:
+        The ``trainer_state`` that was saved.
+
+    Raises:
+        CheckpointError: on every rank alike: missing, incomplete, corrupt, or of another model or optimizer. The
+            engine is untouched, unless a file could not be read half-way.
+    """
+
+    def check() -> tuple[Path, Index, Layout]:
+        checkpoint = find_checkpoint(path)
+        index = read_index(checkpoint)
+        _check_model(engine, index, checkpoint)
+        for entry in index.files[context.rank :: context.world_size]:
+            check_file(checkpoint, entry)
+        return checkpoint, index, layout_of(engine)
+
+    checkpoint, index, layout = together(context, check)
+    with_state = load_optimizer and index.has_optimizer_state
+    if with_state:
+        together(context, lambda: make_state(layout, index))
+        together(context, lambda: _check_optimizer(layout, index, checkpoint, context))
+    together(context, lambda: _fill(ElementReader(checkpoint, index), layout, context, with_state))
+    layout.refresh()
+    if load_optimizer:
+        replay_native_steps(layout)
+        restore_loss_scaler(layout, index.loss_scaler)
+        restore_counters(engine, index.engine)
+    if load_rng:
+        together(context, lambda: _restore_rng(checkpoint, index, context))
+    context.barrier()
+    return index.trainer_state
+
+
+def _check_model(engine: Any, index: Index, checkpoint: Path) -> None:
+    """Raise unless checkpoint and model have the same parameters with the same shapes."""
+    model = {spec.name: spec.shape for p in engine.module.parameters() for spec in [spec_of(p)]}
+    saved = {name: entry.shape for name, entry in index.parameters.items()}
+    differences = [
+        ("lacks", sorted(model.keys() - saved.keys())),
+        ("has in excess", sorted(saved.keys() - model.keys())),
+        (
+            "has in another shape",
+            [f"{n} {saved[n]} instead of {model[n]}" for n in model if n in saved and saved[n] != model[n]],
+        ),
+    ]
+    problems = [f"it {what} {_few(names)}" for what, names in differences if names]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} is of another model: {'; '.join(problems)}; use the configuration that it was written with"
+        )
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _check_optimizer(layout: Layout, index: Index, checkpoint: Path, context: ParallelContext) -> None:
+    """Raise unless the optimizer's state has the kinds and shapes that the checkpoint has."""
+    wanted: dict[str, set[str]] = {}
+    for holder in layout.holders:
+        numbers = {k for k, v in holder.state.items() if not hasattr(v, "dim") or v.dim() == 0}
+        for part in holder.parts:
+            wanted.setdefault(part.name, set()).update(numbers)
+    for fragment in layout_fragments(layout, context):
+        if fragment.kind == WEIGHT:
+            continue
+        wanted[fragment.name].add(fragment.kind)
+        entry = index.parameters[fragment.name].tensors.get(fragment.kind)
+        if entry is not None and entry.shape != fragment.shape:
+            raise CheckpointError(
+                f"{checkpoint} has the optimizer state {fragment.kind} of {fragment.name} in shape {entry.shape}, "
+                f"this run needs {fragment.shape}"
+            )
+    for name, kinds in wanted.items():
+        saved = index.parameters[name].state_kinds
+        if saved and kinds and saved != kinds:
+            raise CheckpointError(
+                f"{checkpoint} has other optimizer state for {name} ({', '.join(sorted(saved))}, by "
+                f"{index.optimizer}) than this run's {type(layout.optimizer).__name__} needs "
+                f"({', '.join(sorted(kinds))}); use the same optimizer, or load the weights only"
+            )
+
+
+def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_state: bool) -> None:
+    """Read this rank's elements, and set the numbers of the optimizer's state."""
+    parameters = reader.index.parameters
+    for holder in layout.holders:
+        # ZeRO 3 leaves the padding of its partitions uninitialised, and an optimizer that takes norms sees it.
+        holder.tensor.detach().zero_()
+    for fragment in layout_fragments(layout, context):
+        if fragment.kind == WEIGHT or (with_state and fragment.kind in parameters[fragment.name].tensors):
+            reader.read_into(fragment.data, fragment.name, fragment.kind, fragment.start)
+    if with_state:
+        for holder in layout.holders:
+            restore_scalars(holder, parameters)
+
+
+def _restore_rng(checkpoint: Path, index: Index, context: ParallelContext) -> None:
+    if index.world_size != context.world_size:
+        if context.is_first:
+            LOGGER.info(
+                "%s was written by %d ranks, this run has %d: the random generators start anew",
+                checkpoint,
+                index.world_size,
+                context.world_size,
+            )
+        return
+    own = optimizer_file(checkpoint, context.rank).name
+    number = next(i for i, entry in enumerate(index.files) if entry.name == own)
+    restore_rng_state(ElementReader(checkpoint, index).metadata(number)[RNG_KEY], context.device)

@@ -1,0 +1,117 @@
+"""An engine's state on one rank as a flat list of fragments: what is saved, and what is filled on loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_lite.checkpoint.index import WEIGHT
+from megatron_lite.checkpoint.layouts import layout_of
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.utils.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements of one tensor of one parameter that this rank holds.
+
+    Attributes:
+        name: the parameter's global name.
+        kind: ``weight`` or the name of an optimizer state (``exp_avg``).
+        shape: the whole shape of the tensor (the parameter's, except for factored states).
+        start: first element, in the flattened tensor.
+        stop: one past the last element.
+        data: the elements, 1-D; writing to it changes the engine.
+        owned: the range, within ``[start, stop)``, that this rank saves; the others' ranges complete the tensor.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    data: torch.Tensor
+    owned: tuple[int, int]
+
+    @property
+    def owned_data(self) -> torch.Tensor:
+        """The elements that this rank saves."""
+        return self.data[self.owned[0] - self.start : self.owned[1] - self.start]
+
+
+def iter_fragments(engine: Any, context: ParallelContext) -> Iterator[Fragment]:
+    """The fragments of ``engine`` (DeepSpeed's) on this rank: weights and optimizer state, one per tensor and part.
+
+    Over all ranks the ``owned`` ranges cover each tensor exactly once.
+    """
+    return layout_fragments(layout_of(engine), context)
+
+
+def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragment]:
+    """The fragments of an engine whose layout is known already."""
+    owned = _owned_ranges(layout.holders, context)
+    for holder in layout.holders:
+        for part in holder.parts:
+            yield _fragment(WEIGHT, part, holder.tensor, owned)
+        for kind, value in sorted(holder.state.items()):
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                yield from _state_fragments(kind, value, holder, owned)
+
+
+def _state_fragments(
+    kind: str, value: torch.Tensor, holder: Holder, owned: dict[str, tuple[int, int]]
+) -> Iterator[Fragment]:
+    if holder.packed is not None and holder.packed.kind == kind and holder.packed.numel == value.numel():
+        for part in holder.packed.parts:
+            yield _fragment(kind, part, value, owned)
+    elif value.shape == holder.tensor.shape:
+        for part in holder.parts:
+            yield _fragment(kind, part, value, owned)
+    else:
+        yield _whole_fragment(kind, value, holder, owned)
+
+
+def _fragment(kind: str, part: Part, tensor: torch.Tensor, owned: dict[str, tuple[int, int]]) -> Fragment:
+    data = tensor.detach().view(-1)[part.offset : part.offset + part.numel]
+    first, last = owned.get(part.name, (0, 0))
+    clipped = (max(first, part.start), min(last, part.stop))
+    mine = clipped if clipped[0] < clipped[1] else (part.start, part.start)
+    return Fragment(part.name, kind, part.shape, part.start, part.stop, data, mine)
+
+
+def _whole_fragment(
+    kind: str, value: torch.Tensor, holder: Holder, owned: dict[str, tuple[int, int]]
+) -> Fragment:
+    """A state of a shape of its own (Adafactor's factors): kept whole, by whoever saves the first element."""
+    if len(holder.parts) != 1 or holder.parts[0].shape != tuple(holder.tensor.shape):
+        raise CheckpointError(
+            f"the optimizer's state {kind} has shape {tuple(value.shape)} for several parameters laid end to end, "
+            "which a checkpoint cannot divide; use ZeRO stage 0"
+        )
+    part = holder.parts[0]
+    first, last = owned[part.name]
+    mine = (0, value.numel()) if first == 0 < last else (0, 0)
+    return Fragment(part.name, kind, tuple(value.shape), 0, value.numel(), value.detach().view(-1), mine)
+
+
+def _owned_ranges(holders: list[Holder], context: ParallelContext) -> dict[str, tuple[int, int]]:
+    """By parameter, the element range that this rank saves.
+
+    A partition is its rank's own. What every data-parallel rank holds is laid end to end and cut into equal
+    shares, so that the ranks write at the same time and each byte is written once.
+    """
+    owned = {p.name: (p.start, p.stop) for holder in holders if not holder.replicated for p in holder.parts}
+    replicated = [part for holder in holders if holder.replicated for part in holder.parts]
+    total = sum(part.numel for part in replicated)
+    start = total * context.data_rank // context.data_size
+    stop = total * (context.data_rank + 1) // context.data_size
+    position = 0
+    for part in replicated:
+        first, last = max(start, position), min(stop, position + part.numel)
+        owned[part.name] = (first - position, last - position) if first < last else (0, 0)
+        position += part.numel
+    return owned

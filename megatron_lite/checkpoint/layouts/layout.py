@@ -1,0 +1,118 @@
+"""How an engine holds its state, described so that saving and loading need not know DeepSpeed.
+
+Every DeepSpeed optimizer wrapper hands the real optimizer tensors of its own making: the parameters themselves,
+fp32 copies of them, or flat partitions in which parameters lie one after the other, cut where the partition ends.
+A :class:`Holder` is such a tensor with the parts of parameters in it. The optimizer's state for that tensor has
+the same shape, so the same parts locate the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from megatron_lite.parallel.parameter import spec_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements ``[start, stop)`` of the flattened parameter ``name``, at ``offset`` in a flattened holder."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A state tensor of ``numel`` elements with a layout of its own (Muon's momentum under ZeRO)."""
+
+    kind: str
+    numel: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A tensor that the optimizer updates.
+
+    Attributes:
+        tensor: the tensor; contiguous.
+        parts: the parameters' elements in it.
+        replicated: whether every data-parallel rank holds the same one.
+        optimizer: the optimizer whose ``state`` belongs to it; None for a parameter that is not trained.
+        group: number of its parameter group in that optimizer.
+        packed: a state tensor that is not laid out like ``tensor``.
+    """
+
+    tensor: torch.Tensor
+    parts: tuple[Part, ...]
+    replicated: bool
+    optimizer: torch.optim.Optimizer | None = None
+    group: int = 0
+    packed: Packed | None = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state of this tensor; empty before the first step and without an optimizer."""
+        if self.optimizer is None or self.tensor not in self.optimizer.state:
+            return {}
+        return self.optimizer.state[self.tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One engine's state.
+
+    Attributes:
+        holders: every tensor of this rank that carries parameters' values for the optimizer.
+        trained: the model's parameters that the optimizer updates.
+        optimizer: the real optimizer under DeepSpeed's wrapper; None without one.
+        refresh: makes the model's parameters from the holders, exactly as an optimizer step ends.
+        loss_scaler: the object that has the dynamic loss scale's counters; None without one.
+    """
+
+    holders: list[Holder]
+    trained: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer | None
+    refresh: Callable[[], None]
+    loss_scaler: Any = None
+
+
+def whole_part(parameter: nn.Parameter, offset: int = 0) -> Part:
+    """All of ``parameter`` at ``offset``."""
+    spec = spec_of(parameter)
+    return Part(spec.name, spec.shape, 0, parameter.numel(), offset)
+
+
+def parts_of_flat(
+    parameters: Sequence[nn.Parameter], offsets: Iterable[int], start: int, stop: int
+) -> tuple[Part, ...]:
+    """The parts inside the partition ``[start, stop)`` of a buffer in which ``parameters`` begin at ``offsets``."""
+    parts = []
+    for parameter, offset in zip(parameters, offsets, strict=True):
+        first, last = max(offset, start), min(offset + parameter.numel(), stop)
+        if first < last:
+            spec = spec_of(parameter)
+            parts.append(Part(spec.name, spec.shape, first - offset, last - offset, first - start))
+    return tuple(parts)
+
+
+def offsets_of(parameters: Sequence[nn.Parameter]) -> list[int]:
+    """Where each of ``parameters`` begins when they lie one after the other."""
+    offsets, position = [], 0
+    for parameter in parameters:
+        offsets.append(position)
+        position += parameter.numel()
+    return offsets

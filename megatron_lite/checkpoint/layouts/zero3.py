@@ -1,0 +1,59 @@
+"""ZeRO 3: each rank holds an equal slice of every parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part
+from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.utils.errors import CheckpointError
+
+
+def stage3(wrapper: Any) -> Layout:
+    """``DeepSpeedZeroOptimizer_Stage3``: parameters and optimizer in device or CPU memory.
+
+    Raises:
+        CheckpointError: optimizer or parameters are offloaded to NVMe, or the optimizer only in part.
+    """
+    if wrapper.swap_optimizer or wrapper.params_in_nvme_and_cpu:
+        raise CheckpointError(
+            "checkpoints of a run that offloads to NVMe are not supported; offload to cpu (zero_optimization: "
+            "offload_optimizer / offload_param: device)"
+        )
+    if wrapper.offload_optimizer and wrapper.partial_offload != 1.0:
+        raise CheckpointError(
+            "checkpoints of a run that offloads a part of the optimizer are not supported; remove "
+            "zero_optimization: offload_optimizer: ratio"
+        )
+    holders = []
+    for sub_group, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
+        parts, offset = [], 0
+        for parameter in wrapper.fp16_groups[sub_group]:
+            parts.extend(_part(parameter, offset))
+            offset += parameter.partition_numel()
+        group = wrapper.sub_group_to_group_id[sub_group]
+        holders.append(Holder(flat, tuple(parts), False, wrapper.optimizer, group))
+
+    def refresh() -> None:
+        wrapper.checkpoint_event_prologue()  # small parameters stay gathered between steps: let go of them
+        for sub_group in range(len(wrapper.fp16_groups)):
+            wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
+        wrapper.checkpoint_event_epilogue()  # and gather them again
+
+    trained = [parameter for group in wrapper.fp16_groups for parameter in group]
+    scaler = wrapper.loss_scaler if wrapper.dynamic_loss_scale else None
+    return Layout(holders, trained, wrapper.optimizer, refresh, scaler)
+
+
+def untrained_partition(parameter: Any) -> Holder:
+    """The slice of a frozen parameter."""
+    return Holder(parameter.ds_tensor.data, tuple(_part(parameter, 0)), False)
+
+
+def _part(parameter: Any, offset: int) -> list[Part]:
+    """This rank's slice; none where it is all padding."""
+    size = parameter.partition_numel()
+    start = parameter.ds_zero_partition_rank * size
+    stop = min(start + size, parameter.ds_numel)
+    spec = spec_of(parameter)
+    return [Part(spec.name, spec.shape, start, stop, offset)] if start < stop else []

@@ -1,0 +1,72 @@
+"""Ranks that succeed or fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.utils.errors import CheckpointError, UserError
+
+T = TypeVar("T")
+
+
+def together(context: ParallelContext, work: Callable[[], T]) -> T:
+    """``work()`` on every rank; when it fails on one, every rank raises the same :class:`CheckpointError`.
+
+    Only a flag is exchanged when all is well. A failure that is not the user's or the machine's (a defect of this
+    program) is raised as it is on its own rank, with its traceback.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    if _any_failed(context, error is not None):
+        sentence = _first_sentence(context, error)
+        if error is not None and not isinstance(error, OSError | UserError):
+            raise error
+        raise CheckpointError(sentence) from error
+    return result  # type: ignore[return-value]
+
+
+def on_first_rank(context: ParallelContext, work: Callable[[], object]) -> None:
+    """``work()`` on rank 0; when it fails, every rank raises the same :class:`CheckpointError`."""
+    together(context, work if context.is_first else lambda: None)
+
+
+def gather_on_first(context: ParallelContext, value: T) -> list[T]:
+    """Every rank's ``value`` on rank 0, in the order of the ranks; an empty list on the others."""
+    if context.world_size == 1:
+        return [value]
+    values: list[Any] | None = [None] * context.world_size if context.is_first else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def _any_failed(context: ParallelContext, failed: bool) -> bool:
+    if context.world_size == 1:
+        return failed
+    flag = torch.tensor([int(failed)], device=context.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _first_sentence(context: ParallelContext, error: Exception | None) -> str:
+    """The first failing rank's message, on every rank."""
+    own = None if error is None else _sentence(error)
+    sentences: list[Any] = [own]
+    if context.world_size > 1:
+        sentences = [None] * context.world_size
+        dist.all_gather_object(sentences, own)
+    rank = next(number for number, sentence in enumerate(sentences) if sentence is not None)
+    return sentences[rank] if context.world_size == 1 else f"{sentences[rank]} (rank {rank})"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'checkpoint'}: {error.strerror}"
+    return str(error) or repr(error)
