@@ -16,6 +16,8 @@ from megatron_lite.parallel.parameter import ParameterFactory, spec_of
 from megatron_lite.utils.errors import CheckpointError
 
 META = torch.device("meta")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the name that the configuration and the command lines use."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class TextModel:
 
 
 def load_model(
-    checkpoint: Path, device: torch.device, dtype: torch.dtype = torch.float32, step: int | None = None
+    checkpoint: Path, device: torch.device, dtype: torch.dtype | None = None, step: int | None = None
 ) -> TextModel:
     """The model of ``checkpoint`` (or the one of ``step``, else the latest, in a folder of checkpoints).
 
-    Weights go to ``device`` one at a time, in ``dtype``: nothing is drawn and nothing is held twice.
+    Weights go to ``device`` one at a time, in ``dtype``: nothing is drawn and nothing is held twice. None is
+    the dtype of the run, on a CPU fp32.
 
     Raises:
         CheckpointError: it is missing or incomplete.
@@ -41,6 +44,8 @@ def load_model(
     path = find_checkpoint(checkpoint, step)
     # The training's kernels may not exist on this device, and compiling does not pay for a few tokens.
     config = config_from_keys(read_config(path) | {"attention_backend": "auto", "torch_compile": False})
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision.precision]
     tokenizer = load_tokenizer(config.data)
     gpt = build_gpt(config, ParameterFactory(config.training.seed, dtype, META))
     weights = {

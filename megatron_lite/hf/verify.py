@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from megatron_lite.config import Config
 from megatron_lite.data.tokenizers import Tokenizer
 from megatron_lite.model import GPT
 from megatron_lite.utils.errors import UserError
@@ -35,9 +34,17 @@ class Verification:
         """Whether the folder is the model (NaN is not)."""
         return self.largest_difference <= TOLERANCE and self.same_tokens
 
+    def report(self) -> str:
+        """One line for a person."""
+        return (
+            f"{'verified' if self.passed else 'NOT the same model'}: "
+            f"largest logit difference {self.largest_difference:.2e} (at most {TOLERANCE:.0e}), "
+            f"token ids {'equal' if self.same_tokens else 'differ'}"
+        )
+
 
 @torch.no_grad()
-def verify_folder(folder: Path, config: Config, gpt: GPT, tokenizer: Tokenizer) -> Verification:
+def verify_folder(folder: Path, gpt: GPT, tokenizer: Tokenizer) -> Verification:
     """Load ``folder`` with AutoModelForCausalLM and AutoTokenizer; compare with ``gpt`` (fp32, on the CPU).
 
     ``gpt``'s weights are rounded to the dtype of the folder's, so that a folder in bf16 is held to the same
@@ -59,7 +66,7 @@ def verify_folder(folder: Path, config: Config, gpt: GPT, tokenizer: Tokenizer) 
         parameter.copy_(parameter.to(stored).float())
 
     generator = torch.Generator().manual_seed(0)
-    length = min(LENGTH, config.model.seq_length)
+    length = min(LENGTH, gpt.config.seq_length)
     tokens = torch.randint(0, tokenizer.vocab_size, (SEQUENCES, length), generator=generator)
     difference = (gpt.eval()(tokens) - theirs.eval()(tokens).logits).abs().max().item()
 

@@ -1,0 +1,143 @@
+"""Let a checkpoint write: ``generate.py runs/demo/checkpoints --prompt "def " --temperature 0.7``.
+
+Settings not given here come from the run's configuration (temperature, top_k, top_p, maximum_tokens).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_lite.config import Config
+from megatron_lite.generation import Sample, Sampling, TextModel, generate, load_model, stream
+from megatron_lite.generation.load import DTYPES
+from megatron_lite.parallel.context import context_from_environment
+from megatron_lite.utils.errors import command_line
+from megatron_lite.utils.files import write_text
+from megatron_lite.utils.log import setup_logging
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a folder of checkpoints")
+    parser.add_argument(
+        "--iteration", type=int, help="step of the checkpoint in the folder (default: the latest)"
+    )
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", default="", help="text to continue (default: begin a text)")
+    prompts.add_argument("--prompt-file", type=Path, help="a file with one prompt a line")
+    prompts.add_argument("--interactive", action="store_true", help="ask for prompts until end of file")
+    parser.add_argument("--num-samples", type=_positive, default=1, help="continuations of each prompt")
+    parser.add_argument("--max-new-tokens", type=_positive, help="tokens of a continuation")
+    parser.add_argument("--temperature", type=float, help="spread; 0 takes the likeliest token")
+    parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens; 0: among all")
+    parser.add_argument(
+        "--top-p", type=float, help="choose among the fewest tokens that hold this probability"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: tokens that occurred are less likely"
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size", type=int, default=0, help="no n tokens in a row occur twice"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="texts written side by side")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="to compute in (default: the run's on a GPU, fp32 on a CPU)"
+    )
+    parser.add_argument("--output-file", type=Path, help="write the samples there, one JSON object a line")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def choose_sampling(arguments: argparse.Namespace, config: Config) -> Sampling:
+    """The command line's choices, and the run's where it is silent."""
+    keys = config.generation
+    given = {
+        "temperature": 0.0 if arguments.greedy else arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+    }
+    chosen = {name: getattr(keys, name) if value is None else value for name, value in given.items()}
+    return Sampling(
+        **chosen,
+        repetition_penalty=arguments.repetition_penalty,
+        no_repeat_ngram_size=arguments.no_repeat_ngram_size,
+        seed=arguments.seed,
+    )
+
+
+def typed_prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
+    """The prompts in what a person types: each ends with ``prompt_end``."""
+    text = ""
+    for line in lines:
+        text += line
+        if text.endswith(prompt_end):
+            yield text.removesuffix(prompt_end)
+            text = ""
+    if text:
+        yield text
+
+
+def converse(model: TextModel, sampling: Sampling, max_new_tokens: int) -> None:
+    """Continue what is typed until end of file."""
+    print("Type a prompt; end with Ctrl-D.", file=sys.stderr)
+    for prompt in typed_prompts(sys.stdin, model.config.generation.prompt_end):
+        show(model, prompt, sampling, max_new_tokens)
+
+
+def show(model: TextModel, prompt: str, sampling: Sampling, max_new_tokens: int) -> None:
+    """Print ``prompt`` and its continuation as it comes."""
+    print(prompt, end="", flush=True)
+    for piece in stream(model, prompt, sampling, max_new_tokens):
+        print(piece, end="", flush=True)
+    print("\n")
+
+
+def write_samples(samples: Sequence[Sample], path: Path) -> None:
+    """One JSON object a line: prompt, text, tokens, finished."""
+    write_text(path, "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples))
+    print(f"wrote {len(samples)} samples to {path}")
+
+
+@command_line
+def main() -> None:
+    """Load the checkpoint and write."""
+    arguments = parse_arguments()
+    setup_logging()
+    prompts = [arguments.prompt]
+    if arguments.prompt_file:
+        prompts = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
+    device = context_from_environment().device
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    model = load_model(arguments.checkpoint, device, dtype, arguments.iteration)
+    sampling = choose_sampling(arguments, model.config)
+    max_new_tokens = arguments.max_new_tokens or model.config.generation.maximum_tokens
+    if arguments.interactive:
+        return converse(model, sampling, max_new_tokens)
+    if arguments.output_file is None and len(prompts) == arguments.num_samples == 1:
+        return show(model, prompts[0], sampling, max_new_tokens)
+    samples = generate(model, prompts, sampling, max_new_tokens, arguments.num_samples, arguments.batch_size)
+    if arguments.output_file is not None:
+        return write_samples(list(samples), arguments.output_file)
+    for sample in samples:
+        print(f"{sample.prompt}{sample.text}\n---")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
