@@ -6,18 +6,33 @@ import logging
 import warnings
 from typing import Any
 
-import deepspeed.ops
-import deepspeed.zero
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import bf16_optimizer
 
 
 def quiet_logs() -> None:
     """Turn DeepSpeed's log down to warnings, and off where its warnings tell our users nothing.
 
     What goes: "untested optimizer" (tested here), a hint about a client optimizer, torch's notes on
-    DeepSpeed's own deprecated calls.
+    deprecated calls that DeepSpeed makes, and the memory report that BF16_Optimizer always prints.
     """
+    bf16_optimizer.see_memory_usage = lambda *_message, **_options: None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"deepspeed\..*")
+    warnings.filterwarnings(
+        "ignore", message=r".*torch\.distributed\.\w+. is deprecated", category=FutureWarning
+    )
+
+
+def allow_fp16_on_cpu() -> None:
+    """Let fp16 train on every CPU.
+
+    DeepSpeed refuses those without fp16 instructions; torch computes fp16 there too, only slower.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        accelerator.is_fp16_supported = lambda: True
 
 
 def skip_shared_memory_build() -> None:
@@ -64,25 +79,12 @@ def engine_stage(stage: int, precision: str) -> int:
 
 
 def reduce_only_across_ranks(engine: Any, data_size: int) -> None:
-    """With one data-parallel rank, skip the gradient all-reduce of stage 0.
+    """With one data-parallel rank, skip the gradient all-reduce of stage 0 and of stage 1 in bf16.
 
-    It would flatten, "reduce", scale and copy back every gradient: four passes over memory for nothing.
-    Stages 1-3 need their reduction hooks, which do other work as well.
+    It would flatten, "reduce", scale and copy back every gradient, in bf16 also round it: passes over
+    memory for nothing. The other optimizers do more than reducing in the same place, and keep it.
     """
-    if data_size == 1 and engine.zero_optimization_stage() == 0:
+    if data_size == 1 and (
+        engine.zero_optimization_stage() == 0 or isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer)
+    ):
         engine.enable_backward_allreduce = False
-
-
-class PartitionedInit(deepspeed.zero.Init):
-    """``zero.Init`` that lets the model draw its weights in fp32.
-
-    The original replaces ``torch.empty`` and its kin by versions that return the training dtype whatever
-    dtype was asked for: weights would be drawn in bf16 with other values than at stages 0-2. Our model
-    gives every parameter its dtype itself.
-    """
-
-    def _add_tensor_creation_wrappers(self) -> None:
-        """Leave torch's constructors alone."""
-
-    def _remove_tensor_creation_wrappers(self) -> None:
-        """Nothing was replaced."""

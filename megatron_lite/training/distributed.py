@@ -23,6 +23,7 @@ def start_distributed(context: ParallelContext) -> None:
     """
     defects.quiet_logs()
     defects.skip_shared_memory_build()
+    defects.allow_fp16_on_cpu()
     if not dist.is_initialized():
         backend = "nccl" if context.device.type == "cuda" else "gloo"
         if context.device.type == "cuda":

@@ -66,7 +66,7 @@ class Engine:
         is_muon = config.optimizer.type == "muon"
         defects.import_muon(compiled=is_muon and context.device.type == "cuda")
         dtype = DTYPES[config.precision.precision]
-        with defects.PartitionedInit(config_dict_or_path=settings, enabled=stage == 3):
+        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=stage == 3):
             model = build_model(dtype)
         self._optimizer = build_optimizer(config.optimizer, model)
         self.deepspeed, *_ = deepspeed.initialize(
