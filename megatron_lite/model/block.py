@@ -37,7 +37,7 @@ class Block(nn.Module):
             None if tied else hidden_norm(config, factory.child("post_attention_layernorm"))
         )
         self.mlp = MLP(config, factory.child("mlp"))
-        self.train_step = torch.compile(self.compute) if config.torch_compile else self.compute
+        self.compiled = torch.compile(self.compute) if config.torch_compile else None
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``.
@@ -57,8 +57,8 @@ class Block(nn.Module):
         """
         # The table of angles is looked up here, outside of what torch.compile sees.
         rotation = self.rotary.rotation(x, cache) if self.rotary else None
-        if cache is None:
-            return self.train_step(x, rotation)
+        if self.compiled is not None and cache is None:
+            return self.compiled(x, rotation)
         return self.compute(x, rotation, cache)
 
     def compute(

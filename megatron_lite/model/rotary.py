@@ -57,15 +57,24 @@ class Rotary:
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn heads: ``x [b, s, groups, heads, d]`` (any strides) → contiguous ``[b, groups, heads, s, d]``."""
+    """Turn heads: ``x [b, s, groups, heads, d]`` (any strides) → ``[b, groups, heads, s, d]``."""
+    if torch.compiler.is_compiling():
+        return _rotate_plainly(x, *rotation).permute(0, 2, 3, 1, 4)
     return _Rotate.apply(x, *rotation)
+
+
+def _rotate_plainly(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The textbook form, which a compiler fuses; it cannot trace the one below."""
+    half = cos.shape[-1]
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
     """Rotation and transposition to the kernels' layout in one pass over memory.
 
-    Written by hand because the textbook form (x·cos + cat(-x₂, x₁)·sin) costs five passes and as many
-    temporaries in each direction. The backward of a rotation is the rotation by the opposite angle.
+    Written by hand because the textbook form, run eagerly, costs several passes and temporaries in each
+    direction. The backward of a rotation is the rotation by the opposite angle.
     """
 
     @staticmethod

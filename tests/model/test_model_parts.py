@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import pytest
@@ -210,3 +211,22 @@ def test_bf16_follows_fp32(keys: dict[str, Any]) -> None:
         assert parameter.grad is not None
         assert reference is not None
         assert (parameter.grad.float() - reference).norm() < 0.05 * reference.norm(), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_compiled_blocks_compute_the_same_in_one_graph() -> None:
+    torch.compiler.reset()
+    tokens = random_tokens(2, 17)
+    keys = {"pos_emb": "rotary", "rotary_pct": 0.5, "num_kv_heads": 2, "checkpoint_activations": True}
+    eager, compiled = small_gpt(**keys), small_gpt(**keys, torch_compile=True)
+    for gpt in (eager, compiled):
+        token_loss(gpt(tokens[:, :-1]), tokens[:, 1:]).mean().backward()
+    expected = by_name(eager)
+    for name, parameter in by_name(compiled).items():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=0, atol=1e-6)
+    block = compiled.layers[1]
+    assert isinstance(block, Block)
+    torch.compiler.reset()
+    explained = torch._dynamo.explain(block.compute)(torch.randn(2, 16, 64), rotation(8, 16, torch.float32))
+    assert explained.graph_count == 1
