@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         "--encoder",
         choices=["fast", "reference"],
         default="fast",
-        help="reference: encode with the tokenizer's own library even where gigatoken gives the same ids faster",
+        help="reference: encode by the tokenizer's own library even where gigatoken is faster",
     )
     output = parser.add_argument_group("output")
     output.add_argument(

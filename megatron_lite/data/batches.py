@@ -25,14 +25,20 @@ class Batch:
     loss_mask: torch.Tensor | None = None
 
 
-def micro_batch(dataset: Dataset, first_sample: int, count: int, device: torch.device) -> Batch:
+def micro_batch(
+    dataset: Dataset, first_sample: int, count: int, device: torch.device, masked_token: int | None = None
+) -> Batch:
     """Samples ``first_sample`` … ``first_sample + count - 1`` of ``dataset`` on ``device``.
 
-    Towards a GPU the copy starts from pinned memory and does not wait for itself.
+    What follows a ``masked_token`` does not count in the loss (GPT-NeoX's ``eod_mask_loss``, with the
+    end-of-document id: the first token of a document cannot be foreseen). Towards a GPU the copy starts from
+    pinned memory and does not wait for itself.
     """
     samples = np.stack([dataset[first_sample + offset] for offset in range(count)])
     windows = torch.from_numpy(samples)
     if device.type == "cuda":
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=True)
-    return Batch(tokens=windows[:, :-1].contiguous(), labels=windows[:, 1:].contiguous())
+    tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    loss_mask = None if masked_token is None else (tokens != masked_token).float()
+    return Batch(tokens, labels, loss_mask)

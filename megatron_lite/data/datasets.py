@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lite.data.indexed import IndexedDataset
@@ -61,13 +60,17 @@ class Splits:
 
     def _open(self, split: int) -> Dataset | None:
         data = self._config.data
-        if data.data_path is not None:
-            corpus = IndexedDataset(data.data_path)
-            bounds = document_bounds(data.split, corpus.document_count)
-            share = split_shares(data.split)[split]
-            return self._windows(corpus, bounds[split], split, 0) if share > 0 else None
-        name = SPLITS[split]
-        paths: Sequence[str | Path] | None = getattr(data, f"{name}_data_paths")
+        if data.train_data_paths:
+            return self._open_paths(split)
+        assert data.data_path is not None, "prepare_data names the data"
+        corpus = IndexedDataset(data.data_path)
+        if split_shares(data.split)[split] == 0:
+            return None
+        return self._windows(corpus, document_bounds(data.split, corpus.document_count)[split], split, 0)
+
+    def _open_paths(self, split: int) -> Dataset | None:
+        data, name = self._config.data, SPLITS[split]
+        paths: Sequence[str] | None = getattr(data, f"{name}_data_paths")
         if not paths:
             return None
         weights: Sequence[float] = getattr(data, f"{name}_data_weights") or [1.0] * len(paths)
@@ -76,10 +79,13 @@ class Splits:
                 f"{name}_data_weights has {len(weights)} numbers for the {len(paths)} paths of "
                 f"{name}_data_paths: give one weight a path"
             )
-        parts = []
-        for number, path in enumerate(paths):
-            corpus = IndexedDataset(path)
-            parts.append(self._windows(corpus, (0, corpus.document_count), split, number))
+        corpora = [IndexedDataset(path) for path in paths]
+        if data.weight_by_num_documents:
+            weights = [corpus.document_count**data.weighted_sampler_alpha for corpus in corpora]
+        parts = [
+            self._windows(corpus, (0, corpus.document_count), split, number)
+            for number, corpus in enumerate(corpora)
+        ]
         return parts[0] if len(parts) == 1 else BlendedDataset(parts, weights)
 
     def _windows(

@@ -78,11 +78,14 @@ class Encoder:
             tokens, lengths = self._tokenizer.encode_arrays(texts, self._settings.reference)
             tokens = tokens.astype(self._dtype, copy=False)
             if self._settings.append_eod:
-                # np.insert wants the positions before insertion: after the last token of each document.
-                tokens = np.insert(tokens, np.cumsum(lengths), self._tokenizer.eod_id)
-                lengths = lengths + 1
+                tokens, lengths = append_to_each(tokens, lengths, self._tokenizer.eod_id)
             documents[key] = tokens, lengths
         return Encoded(documents, chunk.path, chunk.position)
+
+
+def append_to_each(tokens: np.ndarray, lengths: np.ndarray, token: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents laid end to end (``tokens`` [total], ``lengths`` [documents]), ``token`` after each."""
+    return np.insert(tokens, np.cumsum(lengths), token), lengths + 1
 
 
 def encode_chunks(chunks: Iterable[Chunk], settings: EncodeSettings, workers: int) -> Iterator[Encoded]:
