@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megatron_lite.config.derive import derive
+from megatron_lite.config.derive import Contradiction, derive
 from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.merge import merge
 from megatron_lite.config.reader import Entry, normal_key, read_file, read_override
@@ -28,6 +28,7 @@ from megatron_lite.config.sections.precision import PrecisionSection
 from megatron_lite.config.sections.schedule import ScheduleSection
 from megatron_lite.config.sections.training import TrainingSection
 from megatron_lite.config.sections.zero import ZeroSection
+from megatron_lite.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def load_config(
     """
     sources = [read_file(Path(path)) for path in paths] + [[read_override(word)] for word in overrides]
     if paths:
-        sources.insert(0, [Entry("run_dir", f"runs/{Path(paths[0]).stem}", "")])
+        sources.insert(0, [Entry("run_dir", f"runs/{Path(paths[0]).stem}")])
     return _resolve(sources, world_size)
 
 
@@ -96,7 +97,7 @@ def config_from_keys(keys: Mapping[str, Any], world_size: int | None = None) -> 
 
 
 def _entries(keys: Mapping[str, Any]) -> list[Entry]:
-    return [Entry(normal_key(key), value, "") for key, value in keys.items()]
+    return [Entry(normal_key(key), value) for key, value in keys.items()]
 
 
 def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None) -> Config:
@@ -104,8 +105,15 @@ def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None) -> Conf
     known = [[entry for entry in source if has_effect(entry, messages)] for source in sources]
     merged = merge(known, messages)
     if world_size is not None:
-        merged["world_size"] = Entry("world_size", world_size, "")
-    keys = derive({key: typed_value(entry) for key, entry in merged.items()})
+        merged["world_size"] = Entry("world_size", world_size)
+    typed = {key: typed_value(entry) for key, entry in merged.items()}
+    try:
+        keys = derive(typed)
+    except Contradiction as error:
+        places = [
+            f"{key} at {merged[key].origin}" for key in error.keys if key in merged and merged[key].origin
+        ]
+        raise ConfigError(f"{error} ({', '.join(places)})" if places else str(error)) from None
     sections: dict[str, Any] = {}
     for name, section in SECTIONS.items():
         sections[name] = section(**{key: keys[key] for key in section.model_fields if key in keys})

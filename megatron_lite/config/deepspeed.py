@@ -15,7 +15,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_accumulation_steps": config.batch.gradient_accumulation_steps,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": config.zero.block,
-        "steps_per_print": config.logging.steps_per_print,
         "wall_clock_breakdown": config.logging.wall_clock_breakdown,
     }
     result |= _precision(config)

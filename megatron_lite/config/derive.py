@@ -1,7 +1,7 @@
 """What follows from the keys that were given: one small pure function a subject.
 
-Each takes the keys, already of the right type, and returns the values of keys that were not given.
-"""
+Each takes the keys, already of the right type, checks that they agree, and returns values for keys that were
+not given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_lite.config.attention import attention_kinds
+from megatron_lite.config.neox import REFUSED
+from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.utils.errors import ConfigError
 
 Keys = Mapping[str, Any]
@@ -17,127 +20,213 @@ REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
 """Keys that nothing else implies."""
 
 
+class Contradiction(ConfigError):
+    """Keys that do not agree. ``keys`` are the ones to look at."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 def derive(keys: Keys) -> dict[str, Any]:
-    """``keys`` and everything that follows from them. Raises :class:`ConfigError` for contradictions."""
+    """``keys`` and all that follows from them. Raises :class:`ConfigError` when keys are missing or
+    disagree."""
     keys = dict(keys)
     missing = [key for key in REQUIRED if key not in keys]
     if missing:
         raise ConfigError(
-            f"the configuration does not say {', '.join(missing)}; name a model file, such as configs/demo.yml"
+            f"the configuration does not say {', '.join(missing)}: add a model file such as configs/demo.yml"
         )
-    for rule in (_model, _parallel, _batch, _precision, _schedule, _places, _generation):
+    for rule in RULES:
         keys = rule(keys) | keys
     return keys
 
 
-def _model(keys: Keys) -> dict[str, Any]:
+def _heads(keys: Keys) -> dict[str, Any]:
     hidden, heads = keys["hidden_size"], keys["num_attention_heads"]
     kv_heads = keys.get("num_kv_heads", heads)
     if hidden % heads:
-        raise ConfigError(
-            f"hidden_size {hidden} does not divide into {heads} attention heads; "
-            f"choose num_attention_heads among the divisors of {hidden}"
+        raise Contradiction(
+            f"hidden_size {hidden} does not divide into {heads} heads: "
+            "choose a num_attention_heads that divides hidden_size",
+            "hidden_size",
+            "num_attention_heads",
         )
     if heads % kv_heads:
-        raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_kv_heads {kv_heads}")
-    positions, length = keys.get("max_position_embeddings", keys["seq_length"]), keys["seq_length"]
+        raise Contradiction(
+            f"{heads} attention heads cannot share {kv_heads} key/value heads equally: "
+            "choose a num_kv_heads that divides num_attention_heads",
+            "num_attention_heads",
+            "num_kv_heads",
+        )
+    rotating = int(hidden // heads * keys.get("rotary_pct", 1.0))
+    if keys.get("pos_emb") == "rotary" and (rotating % 2 or rotating == 0):
+        raise Contradiction(
+            f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {hidden // heads} makes {rotating} rotating "
+            "dimensions: choose an even number",
+            "rotary_pct",
+            "num_attention_heads",
+        )
+    return {"num_kv_heads": kv_heads}
+
+
+def _lengths(keys: Keys) -> dict[str, Any]:
+    length = keys["seq_length"]
+    positions = keys.get("max_position_embeddings", length)
     if positions < length:
-        raise ConfigError(f"max_position_embeddings {positions} is less than seq_length {length}")
-    return {
-        "num_kv_heads": kv_heads,
-        "max_position_embeddings": positions,
-        "intermediate_size": round(keys.get("expansion_factor", 4.0) * hidden),
-    }
+        raise Contradiction(
+            f"max_position_embeddings {positions} is less than seq_length {length}",
+            "max_position_embeddings",
+            "seq_length",
+        )
+    attention_kinds(keys.get("attention_config"), keys["num_layers"])
+    width = round(keys.get("expansion_factor", 4.0) * keys["hidden_size"])
+    return {"max_position_embeddings": positions, "intermediate_size": width}
 
 
-def _parallel(keys: Keys) -> dict[str, Any]:
+def _ranks(keys: Keys) -> dict[str, Any]:
     for key, what in (("model_parallel_size", "tensor"), ("pipe_parallel_size", "pipeline")):
         if keys.get(key, 1) > 1:
-            raise ConfigError(
-                f"{key} is {keys[key]}, but {what} parallelism is not available: set it to 1, and use "
-                "zero_optimization to share a large model over data-parallel ranks"
+            raise Contradiction(
+                f"{key} is {keys[key]}, but there is no {what} parallelism: set it to 1, and share a large "
+                "model over the ranks with zero_optimization.stage=3",
+                key,
             )
     return {"world_size": 1}
 
 
+BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
 def _batch(keys: Keys) -> dict[str, Any]:
-    """The batch triple from any part of it."""
+    """The batch triple from any part of it: total = micro x steps x ranks."""
     ranks = keys["world_size"]
-    total, micro, steps = (
-        keys.get(key)
-        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    )
+    total, micro, steps = (keys.get(key) for key in BATCH)
     if total is None:
         micro, steps = micro or 1, steps or 1
         total = micro * steps * ranks
     elif micro is None:
         steps = steps or 1
-        micro = _quotient(total, steps, ranks, "gradient_accumulation_steps")
+        micro = _share(total, steps, ranks, "gradient_accumulation_steps")
     elif steps is None:
-        steps = _quotient(total, micro, ranks, "train_micro_batch_size_per_gpu")
+        steps = _share(total, micro, ranks, "train_micro_batch_size_per_gpu")
     elif total != micro * steps * ranks:
-        raise ConfigError(
-            f"train_batch_size {total} is not train_micro_batch_size_per_gpu {micro} x "
-            f"gradient_accumulation_steps {steps} x {ranks} data-parallel ranks = {micro * steps * ranks}; "
-            "leave one of the three out and it is derived"
+        raise Contradiction(
+            f"train_batch_size is {total}, but train_micro_batch_size_per_gpu {micro} x "
+            f"gradient_accumulation_steps {steps} x {ranks} data-parallel ranks is {micro * steps * ranks}: "
+            "leave one of the three out",
+            *BATCH,
         )
-    _check_ramp(keys.get("rampup_batch_size"), total, micro * ranks)
-    return {
-        "train_batch_size": total,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": steps,
-    }
+    return dict(zip(BATCH, (total, micro, steps), strict=True))
 
 
-def _quotient(total: int, part: int, ranks: int, name: str) -> int:
+def _share(total: int, part: int, ranks: int, name: str) -> int:
     if total % (part * ranks):
-        raise ConfigError(
-            f"train_batch_size {total} does not divide by {name} {part} x "
-            f"{ranks} data-parallel ranks = {part * ranks}"
+        raise Contradiction(
+            f"train_batch_size {total} is not a multiple of {name} {part} x {ranks} data-parallel ranks = "
+            f"{part * ranks}",
+            "train_batch_size",
+            name,
         )
     return total // (part * ranks)
 
 
-def _check_ramp(ramp: tuple[int, int, int] | None, total: int, slice_size: int) -> None:
+def _ramp(keys: Keys) -> dict[str, Any]:
+    ramp = keys.get("rampup_batch_size")
     if ramp is None:
-        return
+        return {}
     start, increment, _ = ramp
+    total = keys["train_batch_size"]
+    unit = keys["train_micro_batch_size_per_gpu"] * keys["world_size"]
     if start > total or (total - start) % increment:
-        raise ConfigError(
-            f"rampup_batch_size goes from {start} by {increment} and does not meet train_batch_size {total}"
+        raise Contradiction(
+            f"a batch that grows from {start} by {increment} does not meet train_batch_size {total}",
+            "rampup_batch_size",
         )
-    if start % slice_size or increment % slice_size:
-        raise ConfigError(
-            f"rampup_batch_size: start {start} and increment {increment} must be multiples of "
-            f"micro batch x data-parallel ranks = {slice_size}"
+    if start % unit or increment % unit:
+        raise Contradiction(
+            f"the batch grows from {start} by {increment}; both must be multiples of "
+            f"train_micro_batch_size_per_gpu x data-parallel ranks = {unit}",
+            "rampup_batch_size",
         )
+    return {}
 
 
 def _precision(keys: Keys) -> dict[str, Any]:
     fp16, bf16 = keys.get("fp16"), keys.get("bf16")
     asked = {keys["precision"]: "precision"} if "precision" in keys else {}
     if fp16 and fp16.enabled:
-        asked.setdefault("bf16" if fp16.type == "bfloat16" else "fp16", "fp16.enabled")
+        asked.setdefault("bf16" if fp16.type == "bfloat16" else "fp16", "fp16")
     if bf16 and bf16.enabled:
-        asked.setdefault("bf16", "bf16.enabled")
+        asked.setdefault("bf16", "bf16")
     if len(asked) > 1:
-        reasons = " and ".join(f"{number} ({key})" for number, key in asked.items())
-        raise ConfigError(f"the configuration asks for {reasons}; keep one")
+        both = " and ".join(f"{number} (by {key})" for number, key in asked.items())
+        raise Contradiction(
+            f"the configuration asks for {both}: keep one, for example with fp16.enabled=false",
+            *asked.values(),
+        )
     return {"precision": next(iter(asked), "fp32")}
 
 
-def _schedule(keys: Keys) -> dict[str, Any]:
-    iters = keys.get("lr_decay_iters", round(keys.get("lr_decay_fraction", 1.0) * keys.get("train_iters", 0)))
-    ways = [key for key in ("warmup", "warmup_iters", "warmup_tokens") if key in keys]
-    if "warmup_iters" in ways and "warmup_tokens" in ways:
-        raise ConfigError("warmup_iters and warmup_tokens both give the length of the warm-up; keep one")
-    lr = keys["optimizer"].params.lr if "optimizer" in keys else 1e-3
+def _optimizer(keys: Keys) -> dict[str, Any]:
+    block = keys.get("optimizer")
+    decay = (block.params.model_extra or {}).get("weight_decay") if block else None
+    if decay is not None and keys.get("weight_decay", decay) != decay:
+        raise Contradiction(
+            f"weight_decay is {keys['weight_decay']}, but optimizer.params.weight_decay is {decay}: keep one",
+            "weight_decay",
+            "optimizer",
+        )
+    lr = block.params.lr if block else 1e-3
     if keys.get("min_lr", 0.0) > lr:
-        raise ConfigError(f"min_lr {keys['min_lr']} is above the learning rate {lr} (optimizer.params.lr)")
+        raise Contradiction(f"min_lr {keys['min_lr']} is above the learning rate {lr}", "min_lr", "optimizer")
+    return {} if decay is None else {"weight_decay": decay}
+
+
+def _schedule(keys: Keys) -> dict[str, Any]:
+    fraction = keys.get("lr_decay_fraction", 1.0)
+    iters = keys.get("lr_decay_iters", round(fraction * keys.get("train_iters", 0)))
+    if "warmup_iters" in keys and "warmup_tokens" in keys:
+        raise Contradiction(
+            "warmup_iters and warmup_tokens both give the length of the warm-up: keep one",
+            "warmup_iters",
+            "warmup_tokens",
+        )
+    if iters and keys.get("warmup_iters", 0) > iters:
+        raise Contradiction(
+            f"warmup_iters {keys['warmup_iters']} is longer than lr_decay_iters {iters}",
+            "warmup_iters",
+            "lr_decay_iters",
+        )
     return {"lr_decay_iters": iters, "wsd_decay_iters": iters // 10}
 
 
-def _places(keys: Keys) -> dict[str, Any]:
+def _offload(keys: Keys) -> dict[str, Any]:
+    block = keys.get("zero_optimization")
+    if block is None:
+        return {}
+    for name, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = (getattr(block, name) or {}).get("device", "none")
+        if device != "none" and block.stage < lowest:
+            raise Contradiction(
+                f"zero_optimization.{name} needs stage {lowest} or above, but the stage is {block.stage}",
+                "zero_optimization",
+            )
+    return {}
+
+
+def _paths(keys: Keys) -> dict[str, Any]:
+    both = [key for key in ("data_path", "train_data_paths") if key in keys]
+    if len(both) == 2:
+        raise Contradiction("data_path and train_data_paths both name the training data: keep one", *both)
+    for split in ("train", "valid", "test"):
+        paths, weights = keys.get(f"{split}_data_paths", []), keys.get(f"{split}_data_weights")
+        if weights is not None and len(weights) != len(paths):
+            raise Contradiction(
+                f"{split}_data_weights has {len(weights)} numbers for {len(paths)} {split}_data_paths",
+                f"{split}_data_weights",
+                f"{split}_data_paths",
+            )
     run_dir = keys.get("run_dir", "runs/run")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return {
@@ -149,3 +238,35 @@ def _places(keys: Keys) -> dict[str, Any]:
 
 def _generation(keys: Keys) -> dict[str, Any]:
     return {"text_gen_type": "input-file" if "sample_input_file" in keys else "unconditional"}
+
+
+def _extra(keys: Keys) -> dict[str, Any]:
+    """DeepSpeed's own keys must not say again, or otherwise, what keys of ours say."""
+    for key, value in (keys.get("deepspeed_extra_args") or {}).items():
+        if key in REFUSED and not REFUSED[key].is_neutral(value):
+            raise Contradiction(
+                f"deepspeed_extra_args.{key} cannot be {value!r}: {REFUSED[key].why}", "deepspeed_extra_args"
+            )
+        if SECTION_OF.get(key, "deepspeed") != "deepspeed":
+            raise Contradiction(
+                f"deepspeed_extra_args.{key} is a key of its own: write it outside of deepspeed_extra_args",
+                "deepspeed_extra_args",
+            )
+    return {}
+
+
+RULES = (
+    _heads,
+    _lengths,
+    _ranks,
+    _batch,
+    _ramp,
+    _precision,
+    _optimizer,
+    _schedule,
+    _offload,
+    _paths,
+    _generation,
+    _extra,
+)
+"""In the order in which they build on each other."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
 from megatron_lite.config.reader import Entry
@@ -14,34 +16,60 @@ from megatron_lite.utils.errors import ConfigError
 
 
 def has_effect(entry: Entry, messages: list[str]) -> bool:
-    """Whether the key does something here. Raises for one that does not exist or asks for what is not
-    there."""
+    """Whether the key does something here. A retired key that asks for something is told in ``messages``.
+
+    Raises :class:`ConfigError` for a key that does not exist or that asks for what is not there.
+    """
     root = entry.key.split(".")[0]
     if root in SECTION_OF or root in ALIASES:
         return True
     if root in RETIRED:
         if not RETIRED[root].is_neutral(entry.value):
-            messages.append(f"{entry.where}{entry.key} has no effect: {RETIRED[root].why}")
+            messages.append(f"{entry.where()}{entry.key} has no effect: {RETIRED[root].why}")
         return False
     if root in REFUSED:
         if not REFUSED[root].is_neutral(entry.value):
-            raise ConfigError(
-                f"{entry.where}{entry.key}: {entry.value!r} is not available: {REFUSED[root].why}"
-            )
+            raise ConfigError(f"{entry.where()}{entry.key} cannot be {entry.value!r}: {REFUSED[root].why}")
         return False
-    near = difflib.get_close_matches(root, [*SECTION_OF, *ALIASES, *RETIRED, *REFUSED], n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists every key"
-    raise ConfigError(f"{entry.where}there is no key {root}{hint}")
+    hint = nearest(root, [*SECTION_OF, *ALIASES, *RETIRED, *REFUSED])
+    raise ConfigError(
+        f"{entry.where()}there is no key {root}{hint or '; docs/configuration.md lists them all'}"
+    )
 
 
 def typed_value(entry: Entry) -> Any:
-    """The value of ``entry`` as its field wants it."""
+    """The value of ``entry`` as its field wants it. Raises :class:`ConfigError` when it is of another
+    type."""
     field = SECTIONS[SECTION_OF[entry.key]].model_fields[entry.key]
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
         return adapter.validate_python(entry.value)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([entry.key, *(str(part) for part in first["loc"])])
-        problem = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        raise ConfigError(f"{entry.where}{path} {problem}, got {first['input']!r}") from None
+        raise ConfigError(_sentence(entry, error.errors()[0])) from None
+
+
+def _sentence(entry: Entry, problem: ErrorDetails) -> str:
+    """What pydantic found wrong with ``entry``, for a person."""
+    parts = [str(part) for part in problem["loc"]]
+    key = ".".join([entry.key, *parts])
+    if problem["type"] == "extra_forbidden":
+        return (
+            f"{entry.where(key)}there is no key {key}{nearest(parts[-1], _block_keys(entry.key, parts[:-1]))}"
+        )
+    if problem["type"] == "value_error":
+        return f"{entry.where(key)}{key}: {problem['ctx']['error']}"
+    return f"{entry.where(key)}{key} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r}"
+
+
+def _block_keys(key: str, path: list[str]) -> list[str]:
+    """The keys of the block ``key.path``."""
+    block: Any = SECTIONS[SECTION_OF[key]].model_fields[key].annotation
+    for part in path:
+        block = block.model_fields[part].annotation
+    return list(block.model_fields)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the name most like ``name``, if one is."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

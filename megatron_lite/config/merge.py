@@ -28,31 +28,38 @@ def merge(sources: Sequence[Sequence[Entry]], messages: list[str]) -> dict[str, 
             old = _put(written, entry)
             if old is not None and old.value != entry.value:
                 raise ConfigError(
-                    f"{entry.where}{entry.key} is given twice, {entry.value!r} here and "
-                    f"{old.value!r} {old.place}; keep one"
+                    f"{entry.where()}{entry.key} is given as {entry.value!r} and as {old.value!r}"
+                    f"{_place(old)}; keep one"
                 )
         for entry in in_order:
             old = _put(merged, entry)
             if old is not None and old.value != entry.value:
-                messages.append(f"{entry.where}{entry.key} = {entry.value} overrides {old.value} {old.place}")
+                messages.append(
+                    f"{entry.where()}{entry.key} = {entry.value} overrides {old.value}{_place(old)}"
+                )
     return {key: entry for key, entry in merged.items() if entry.value is not None}
+
+
+def _place(entry: Entry) -> str:
+    return f" ({entry.origin})" if entry.origin else ""
 
 
 def _put(store: dict[str, Entry], entry: Entry) -> Entry | None:
     """Set a key, or a value inside its block; what was there before, if anything."""
     root, *path = entry.key.split(".")
-    if not path:
-        old = store.get(root)
-        store[root] = entry
-        return old
     top = store.get(root)
-    block = copy.deepcopy(top.value) if top is not None and isinstance(top.value, dict) else {}
+    if not path:
+        store[root] = entry
+        return top
+    top = top if top is not None and isinstance(top.value, dict) else Entry(root, {}, entry.origin)
+    block = copy.deepcopy(top.value)
     inner: dict[str, Any] = block
     for part in path[:-1]:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{entry.where}{entry.key}: {part} is {inner!r}, not a block")
-    old = replace(top, key=entry.key, value=inner[path[-1]]) if top and path[-1] in inner else None
-    inner[path[-1]] = entry.value
-    store[root] = Entry(root, block, entry.origin)
+            raise ConfigError(f"{entry.where()}{entry.key}: {part} is {inner!r}, not a block of keys")
+    last = path[-1]
+    old = Entry(entry.key, inner[last], top.inner.get(entry.key, top.origin)) if last in inner else None
+    inner[last] = entry.value
+    store[root] = Entry(root, block, top.origin, {**top.inner, entry.key: entry.origin})
     return old

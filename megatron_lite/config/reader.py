@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,19 @@ class Entry:
     Attributes:
         key: with underscores; a dotted key reaches into a block (``optimizer.params.lr``).
         value: what YAML makes of it.
-        origin: ``file:line`` or ``--set``; empty when the key came from code.
+        origin: ``file:line``, or ``--set``; empty when the key came from code.
+        inner: the origins of the keys within a block, by their dotted names.
     """
 
     key: str
     value: Any
-    origin: str
+    origin: str = ""
+    inner: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def where(self) -> str:
-        """How a message about this key begins."""
-        return f"{self.origin}: " if self.origin else ""
-
-    @property
-    def place(self) -> str:
-        """The same within a sentence."""
-        return f"({self.origin})" if self.origin else "(elsewhere)"
+    def where(self, key: str = "") -> str:
+        """How a message begins that is about this entry, or about ``key`` within it."""
+        origin = self.inner.get(key, self.origin)
+        return f"{origin}: " if origin else ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,9 +90,19 @@ def _entries(text: str, name: str) -> Iterator[Entry]:
         raise ConfigError(f"{name}: this is not YAML: {error}") from error
     finally:
         loader.dispose()
-    lines = [key.start_mark.line + 1 for key, _ in node.value]
-    for line, (key, value) in zip(lines, values.items(), strict=True):
-        yield Entry(normal_key(str(key)), value, f"{name}:{line}")
+    for (key_node, value_node), (key, value) in zip(node.value, values.items(), strict=True):
+        root = normal_key(str(key))
+        origin = f"{name}:{key_node.start_mark.line + 1}"
+        yield Entry(root, value, origin, dict(_origins(value_node, root, name)))
+
+
+def _origins(node: yaml.Node, path: str, name: str) -> Iterator[tuple[str, str]]:
+    """The dotted names within the block ``node`` and where they are."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = f"{path}.{key.value}"
+            yield inner, f"{name}:{key.start_mark.line + 1}"
+            yield from _origins(value, inner, name)
 
 
 def read_override(word: str) -> Entry:

@@ -18,18 +18,12 @@ class DeepSpeedSection(Section):
     """Number format in which gradients are summed. None: DeepSpeed's choice."""
     data_types: Block | None = None
     """`{grad_accum_dtype: fp32}`: format in which gradients are accumulated."""
-    zero_allow_untested_optimizer: Bool | None = None
-    """Let ZeRO take an optimizer DeepSpeed does not know."""
-    zero_force_ds_cpu_optimizer: Bool | None = None
-    """Insist on DeepSpeed's optimizer with offload."""
     dump_state: Bool = False
     """Print DeepSpeed's state at start."""
     flops_profiler: Block | None = None
     """Profile one step."""
     comms_logger: Block | None = None
     """Log every collective."""
-    activation_checkpointing: Block | None = None
-    """DeepSpeed's activation checkpointing."""
     aio: Block | None = None
     """Asynchronous reads and writes of NVMe offload."""
     tensorboard: Block | None = None
@@ -38,7 +32,5 @@ class DeepSpeedSection(Section):
     """DeepSpeed's Weights & Biases monitor."""
     csv_monitor: Block | None = None
     """DeepSpeed's CSV monitor."""
-    checkpoint: Block | None = None
-    """DeepSpeed's checkpoint options."""
     deepspeed_extra_args: Block | None = None
     """Anything else for DeepSpeed's configuration."""

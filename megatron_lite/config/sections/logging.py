@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_lite.config.fields import Bool, Positive, PositiveFloat, Section, Text
+from megatron_lite.config.fields import Bool, PositiveFloat, Section, Text
 
 
 class LoggingSection(Section):
@@ -24,7 +24,5 @@ class LoggingSection(Section):
     """Its server."""
     peak_theoretical_tflops: PositiveFloat | None = None
     """Peak of one device in TFLOP/s, for the model FLOPs utilisation. None: from a table, or measured."""
-    steps_per_print: Positive = 10
-    """Steps between DeepSpeed's own lines."""
     wall_clock_breakdown: Bool = False
     """Time the parts of a step (DeepSpeed's timers)."""

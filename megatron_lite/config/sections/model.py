@@ -7,7 +7,17 @@ from typing import Any, Literal
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.fields import Bool, Fraction, Positive, PositiveFloat, Probability, Section, derived
 
-Init = Literal["normal", "scaled_normal", "wang_init", "small_init"]
+Init = Literal[
+    "normal",
+    "scaled_normal",
+    "single_residual_scaled_normal",
+    "small_init",
+    "wang_init",
+    "xavier_uniform",
+    "xavier_normal",
+    "orthogonal",
+    "scaled_orthogonal",
+]
 
 GATED = frozenset({"geglu", "reglu", "swiglu", "glu", "bilinear"})
 """Activations whose MLP multiplies one half of its input projection by the activation of the other."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator
 
 from megatron_lite.config.fields import Bool, NonNegative, NonNegativeFloat, Positive, Section, derived
 
@@ -33,18 +33,34 @@ class Fp16Block(Section):
 
 
 class Bf16Block(Section):
-    """`bf16: {enabled: true}`: bf16 parameters with fp32 master weights. Other names go to DeepSpeed."""
-
-    model_config = ConfigDict(extra="allow")
+    """`bf16: {enabled: true}`: bf16 parameters with fp32 master weights."""
 
     enabled: Bool = False
     """Train in bf16."""
+    check_grad_overflow: Bool = True
+    """Leave out an update whose gradient is not finite."""
+    immediate_grad_update: Bool = False
+    """Accumulate a gradient as soon as it is there."""
+    bf16_master_weights_and_grads: Bool = False
+    """Keep the master weights in bf16 too (ZeRO)."""
+    bf16_optimizer_states: Bool = False
+    """Keep the optimizer's state in bf16 too."""
+
+
+def _short(name: Any) -> Any:
+    return (
+        {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(name, name)
+        if isinstance(name, str)
+        else name
+    )
 
 
 class PrecisionSection(Section):
     """In which numbers the model computes."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = derived("from the fp16 and bf16 blocks, or fp32")
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(_short)] = derived(
+        "from the fp16 and bf16 blocks, or fp32"
+    )
     """Number format of parameters and activations (`bfloat16` is `bf16`); the master weights are fp32."""
     fp16: Fp16Block = Fp16Block()
     """Half precision and its loss scale."""
