@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import deepspeed
@@ -15,8 +17,9 @@ TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective: above any honest one (rank 0 tokenising data, a large checkpoint)."""
 
 
-def start_distributed(context: ParallelContext) -> None:
-    """Join the run's process group; nothing happens when there is one already (tests).
+@contextmanager
+def distributed(context: ParallelContext) -> Iterator[None]:
+    """Within: this rank is in the run's process group (joined here, unless there is one already).
 
     Several ranks meet at MASTER_ADDR:MASTER_PORT. A single rank needs no port, so that two runs on one
     machine never collide.
@@ -24,19 +27,22 @@ def start_distributed(context: ParallelContext) -> None:
     defects.quiet_logs()
     defects.skip_shared_memory_build()
     defects.allow_fp16_on_cpu()
-    if not dist.is_initialized():
-        backend = "nccl" if context.device.type == "cuda" else "gloo"
-        if context.device.type == "cuda":
-            torch.cuda.set_device(context.device)
-        if context.world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-        else:
-            dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+    joins = not dist.is_initialized()
+    if joins:
+        _join(context)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
-
-
-def stop_distributed() -> None:
-    """Leave the process group, so that no rank's sockets close while another still talks."""
-    if dist.is_initialized():
-        dist.barrier()
+    yield
+    if joins:
+        dist.barrier()  # no rank closes its sockets while another still talks; after an error nobody waits
         dist.destroy_process_group()
+
+
+def _join(context: ParallelContext) -> None:
+    backend = "gloo"
+    if context.device.type == "cuda":
+        backend = "nccl"
+        torch.cuda.set_device(context.device)
+    if context.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)

@@ -17,7 +17,7 @@ from megatron_lite.model import build_gpt
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.training.batch_ramp import plan_batches
-from megatron_lite.training.distributed import start_distributed, stop_distributed
+from megatron_lite.training.distributed import distributed
 from megatron_lite.training.engine import Engine
 from megatron_lite.training.hooks.checkpoints import Checkpoints
 from megatron_lite.training.hooks.evaluation import Evaluation
@@ -47,25 +47,24 @@ def train(config: Config, context: ParallelContext) -> int:
     checkpoint = checkpoint_to_load(config)
     datasets = open_datasets(config)
     training_data = datasets.train
-    start_distributed(context)
-    engine = Engine(
-        config,
-        context,
-        lambda dtype: build_gpt(config, ParameterFactory(training.seed, dtype)),
-        OBJECTIVES["causal_lm"],
-    )
-    state = begin_from(checkpoint, config, context, engine)
-    if context.is_first:
-        write_text(config.run_dir / "config.yml", config.to_yaml())
-    hooks = make_hooks(config, context, engine, datasets, state)
-    try:
-        run_steps(config, context, engine, training_data, schedule, plan, state, hooks)
-    finally:
-        for hook in hooks:
-            hook.close()
+    with distributed(context):
+        engine = Engine(
+            config,
+            context,
+            lambda dtype: build_gpt(config, ParameterFactory(training.seed, dtype)),
+            OBJECTIVES["causal_lm"],
+        )
+        state = begin_from(checkpoint, config, context, engine)
+        if context.is_first:
+            write_text(config.run_dir / "config.yml", config.to_yaml())
+        hooks = make_hooks(config, context, engine, datasets, state)
+        try:
+            run_steps(config, context, engine, training_data, schedule, plan, state, hooks)
+        finally:
+            for hook in hooks:
+                hook.close()
     if state.stop_reason and context.is_first:
         print(f"stopped after step {state.step} ({state.stop_reason}); go on with: {resume_command(config)}")
-    stop_distributed()
     return 0
 
 
