@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_lite.config.fields import NonNegative, Positive, Section
+from megatron_lite.config.fields import Bool, NonNegative, Positive, Section
 
 
 class TrainingSection(Section):
@@ -16,6 +16,8 @@ class TrainingSection(Section):
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_iters: NonNegative = 100
     """Batches in an evaluation; 0 evaluates never."""
+    eval_at_start: Bool = False
+    """Evaluate before the first step too."""
     log_interval: Positive = 100
     """Steps between lines of the log."""
     exit_interval: Positive | None = None

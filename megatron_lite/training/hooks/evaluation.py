@@ -47,6 +47,11 @@ class Evaluation(Hook):
         self._bytes_per_token: float | None = None
         self._last_step: int | None = None
 
+    def begin(self, state: TrainState) -> None:
+        """Evaluate the weights that the run begins with, when asked to (``eval_at_start``)."""
+        if self._config.training.eval_at_start:
+            self._evaluate(state)
+
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
         """Evaluate at the interval."""
         interval = self._config.training.eval_interval
