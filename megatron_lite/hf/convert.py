@@ -14,7 +14,7 @@ import torch
 
 from megatron_lite.checkpoint import find_checkpoint, read_config, read_weights
 from megatron_lite.config import Config, config_from_keys
-from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.hf.family import Family
 from megatron_lite.hf.gpt_neox import GPT_NEOX
 from megatron_lite.hf.shards import write_shards
@@ -70,41 +70,56 @@ def to_hf(
 
 def export_folder(
     checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32, max_shard_size: int = 5 * 10**9
-) -> Path:
-    """Write ``checkpoint`` as the Hugging Face folder ``out``: config, weights, tokenizer, stop token.
+) -> None:
+    """Write ``checkpoint`` (or the latest in a folder of checkpoints) as the Hugging Face folder ``out``.
 
-    ``AutoModelForCausalLM`` and ``AutoTokenizer`` load the folder. It is written whole or not at all.
-
-    Args:
-        checkpoint: a checkpoint, or the folder of checkpoints whose latest is meant.
-        out: must not exist, or be an empty folder.
-        dtype: of the weights.
-        max_shard_size: bytes of a weights file at most; as much memory is used.
-
-    Raises:
-        ConfigError: no family can express the model; told before anything is written.
-        CheckpointError: the checkpoint is incomplete.
-        UserError: ``out`` has content.
+    See :func:`write_folder`. Raises :class:`CheckpointError` when the checkpoint is missing or incomplete.
     """
     path = find_checkpoint(checkpoint)
     config = config_from_keys(read_config(path))
-    family = choose_family(config)
     tokenizer = load_tokenizer(config.data)
-    special = {"bos_token_id": tokenizer.eod_id, "eos_token_id": tokenizer.eod_id}
-    dtype_name = str(dtype).removeprefix("torch.")
+    write_folder(out, config, read_weights(path), tokenizer, dtype, max_shard_size)
+
+
+def write_folder(
+    out: Path,
+    config: Config,
+    tensors: NamedTensors,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """Write config, weights, tokenizer and stop token as a folder that transformers' Auto classes load.
+
+    It is written whole or not at all.
+
+    Args:
+        out: must not exist, or be an empty folder.
+        config: describes the model.
+        tensors: the model's, fp32, by global name.
+        tokenizer: the model's.
+        dtype: of the weights on disk.
+        max_shard_size: bytes of a weights file at most; as much memory is used.
+
+    Raises:
+        ConfigError: no family can express the model.
+        CheckpointError: tensors are missing or left over, or do not fit into ``dtype``.
+        DataError: transformers cannot express the tokenizer.
+        UserError: ``out`` has content.
+    """
+    family = choose_family(config)
     with _whole_folder(out) as folder:
-        # transformers 5 reads dtype, older releases torch_dtype.
-        _write_json(
-            folder / "config.json",
-            {**family.config(config), **special, "dtype": dtype_name, "torch_dtype": dtype_name},
-        )
+        special = {"bos_token_id": tokenizer.eod_id, "eos_token_id": tokenizer.eod_id}
+        name = str(dtype).removeprefix("torch.")
+        # transformers 5 reads dtype, older releases and other readers torch_dtype.
+        dtypes = {"dtype": name, "torch_dtype": name}
+        _write_json(folder / "config.json", {**family.config(config), **special, **dtypes})
         # Ids of the vocabulary's padding have no text.
         padding = list(range(tokenizer.vocab_size, config.model.padded_vocab_size))
         suppressed = {"suppress_tokens": padding} if padding else {}
         _write_json(folder / "generation_config.json", {**special, **suppressed})
         tokenizer.save_pretrained(folder)
-        write_shards(to_hf(family, config, read_weights(path), dtype), folder, max_shard_size)
-    return out
+        write_shards(to_hf(family, config, tensors, dtype), folder, max_shard_size)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

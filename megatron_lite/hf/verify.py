@@ -15,6 +15,10 @@ TOLERANCE = 1e-4
 """Largest difference of a logit that two correct fp32 implementations show."""
 
 SEQUENCES, LENGTH = 2, 64
+"""Of the random tokens whose logits are compared."""
+
+TEXT_TOKENS = 4096
+"""Random tokens whose text both tokenizers are given: every token of a small vocabulary occurs."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ def verify_folder(folder: Path, gpt: GPT, tokenizer: Tokenizer) -> Verification:
     Raises:
         UserError: transformers finds tensors missing or left over.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    disable_progress_bar()
+    stored = AutoConfig.from_pretrained(folder).dtype
     theirs, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
@@ -70,6 +76,7 @@ def verify_folder(folder: Path, gpt: GPT, tokenizer: Tokenizer) -> Verification:
     tokens = torch.randint(0, tokenizer.vocab_size, (SEQUENCES, length), generator=generator)
     difference = (gpt.eval()(tokens) - theirs.eval()(tokens).logits).abs().max().item()
 
-    text = tokenizer.decode([token for token in tokens.flatten().tolist() if token != tokenizer.eod_id])
+    ids = torch.randint(0, tokenizer.vocab_size, (TEXT_TOKENS,), generator=generator).tolist()
+    text = tokenizer.decode([token for token in ids if token != tokenizer.eod_id])
     same = AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer.encode(text)
     return Verification(difference, same)
