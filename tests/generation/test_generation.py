@@ -68,7 +68,7 @@ def test_greedy_is_argmax_without_cache(keys: dict[str, Any], count: int) -> Non
     prompts = [[5, 6, 7, 8, 9], [200], list(range(18))]
     written = tokens_of(gpt, prompts, GREEDY, count, eod=NEVER)
     assert written == [argmax_without_cache(gpt, prompt, count) for prompt in prompts]
-    assert len(set(written[0])) > 5, "the model must not stutter, or the test sees nothing"
+    assert max(len(set(tokens)) for tokens in written) > 5, "models that stutter prove nothing"
 
 
 @pytest.mark.parametrize("keys", MODELS.values(), ids=MODELS)
