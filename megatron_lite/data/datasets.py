@@ -74,11 +74,6 @@ class Splits:
         if not paths:
             return None
         weights: Sequence[float] = getattr(data, f"{name}_data_weights") or [1.0] * len(paths)
-        if len(weights) != len(paths):
-            raise DataError(
-                f"{name}_data_weights has {len(weights)} numbers for the {len(paths)} paths of "
-                f"{name}_data_paths: give one weight a path"
-            )
         corpora = [IndexedDataset(path) for path in paths]
         if data.weight_by_num_documents:
             weights = [corpus.document_count**data.weighted_sampler_alpha for corpus in corpora]

@@ -26,12 +26,46 @@ class ByteStream(Protocol):
         """At most ``size`` bytes, or the rest."""
 
 
+class ZstdReader:
+    """Decompressed bytes of a file of one or more Zstandard frames.
+
+    zstandard's own stream reader takes a file that breaks off for one that ends; this one raises EOFError.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._rest = b""
+        self._inside = False
+
+    def read(self, size: int = -1, /) -> bytes:
+        """About ``size`` bytes or more (the rest if negative), b"" at the end."""
+        parts: list[bytes] = []
+        length = 0
+        while size < 0 or length < size:
+            block = self._rest or self._file.read(COMPRESSED_BLOCK)
+            if not block:
+                if self._inside:
+                    raise EOFError("its last frame breaks off")
+                break
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            parts.append(self._frame.decompress(block))
+            length += len(parts[-1])
+            self._rest = self._frame.unused_data
+            self._inside = not self._frame.eof
+        return b"".join(parts)
+
+
 DECOMPRESSORS: dict[str, Callable[[BinaryIO], ByteStream]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".xz": lzma.LZMAFile,
-    ".zst": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
+    ".zst": ZstdReader,
 }
 """Ending → reader. A new compression is a line here."""
+
+COMPRESSED_BLOCK = 1 << 18
+"""Bytes of a Zstandard file decompressed at once."""
 
 CHUNK_BYTES = 4 << 20
 """Text in a chunk: large enough to hide the cost of passing it to another process, small enough to spread."""

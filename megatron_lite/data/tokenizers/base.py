@@ -79,10 +79,10 @@ class Tokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts laid end to end (integers [total]) and how many each has (int64 [texts]).
+        """The ids of all texts laid end to end ([total]) and how many each has (int64 [texts]).
 
-        The same ids as ``encode_batch``, by the fastest way there is, or with ``reference`` by that of the
-        tokenizer's own library.
+        The same ids as ``encode_batch`` (in integers that hold any id), by the fastest way there is, or with
+        ``reference`` by that of the tokenizer's own library.
         """
         batch = self.encode_batch(texts)
         lengths = np.fromiter(map(len, batch), np.int64, len(batch))
@@ -122,11 +122,14 @@ def read_vocabulary_file(tokenizer_type: str, key: str, path: str | Path | None)
 
 
 def write_tokenizer_config(folder: Path, eod_token: str | None) -> None:
-    """Write the ``tokenizer_config.json`` that goes beside a ``tokenizer.json``."""
+    """Write the ``tokenizer_config.json`` that goes beside a ``tokenizer.json``.
+
+    The end-of-document token is the beginning too: the models trained here see nothing else before a document.
+    """
     keys: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
     if eod_token is not None:
-        keys |= {"eos_token": eod_token, "bos_token": eod_token, "unk_token": eod_token}
+        keys |= {"eos_token": eod_token, "bos_token": eod_token}
     write_text(folder / "tokenizer_config.json", json.dumps(keys, indent=2) + "\n")

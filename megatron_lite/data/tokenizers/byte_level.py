@@ -34,7 +34,7 @@ class ByteTokenizer(Tokenizer):
         """The same ids; the bytes are the array."""
         pieces = [text.encode() for text in texts]
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        return np.frombuffer(b"".join(pieces), np.uint8), lengths
+        return np.frombuffer(b"".join(pieces), np.uint8).astype(np.uint16), lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes; ids from 256 on are left out."""

@@ -74,9 +74,11 @@ class TiktokenTokenizer(Tokenizer):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write it as a byte-level BPE, after a check that the ids are the same."""
+        # With the special tokens: so they keep their ids, which need not follow the others'.
+        vocabulary = {spelled(token): rank for token, rank in self._ranks.items()} | self._specials
         library = tokenizers.Tokenizer(
             tokenizers.models.BPE(
-                vocab={spelled(token): rank for token, rank in self._ranks.items()},
+                vocab=vocabulary,
                 merges=merges_of(self._ranks),
                 ignore_merges=True,
             )
