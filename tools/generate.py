@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from megatron_lite.config import Config
 from megatron_lite.generation import Sample, Sampling, TextModel, generate, load_model, stream
 from megatron_lite.generation.load import DTYPES
 from megatron_lite.parallel.context import context_from_environment
-from megatron_lite.utils.errors import command_line
+from megatron_lite.utils.errors import DataError, command_line
 from megatron_lite.utils.files import write_text
 from megatron_lite.utils.log import setup_logging
 
@@ -58,10 +59,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def choose_sampling(arguments: argparse.Namespace, config: Config) -> Sampling:
@@ -81,6 +81,18 @@ def choose_sampling(arguments: argparse.Namespace, config: Config) -> Sampling:
     )
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The lines of ``path``."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            prompts = [line.rstrip("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}): convert it") from None
+    if not prompts:
+        raise DataError(f"{path} is empty: write one prompt a line")
+    return prompts
+
+
 def typed_prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
     """The prompts in what a person types: each ends with ``prompt_end``."""
     text = ""
@@ -94,10 +106,11 @@ def typed_prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
 
 
 def converse(model: TextModel, sampling: Sampling, max_new_tokens: int) -> None:
-    """Continue what is typed until end of file."""
-    print("Type a prompt; end with Ctrl-D.", file=sys.stderr)
-    for prompt in typed_prompts(sys.stdin, model.config.generation.prompt_end):
-        show(model, prompt, sampling, max_new_tokens)
+    """Continue what is typed until end of file or Ctrl-C."""
+    print("Type a prompt; Ctrl-D ends.", file=sys.stderr)
+    with suppress(KeyboardInterrupt):
+        for prompt in typed_prompts(sys.stdin, model.config.generation.prompt_end):
+            show(model, prompt, sampling, max_new_tokens)
 
 
 def show(model: TextModel, prompt: str, sampling: Sampling, max_new_tokens: int) -> None:
@@ -121,7 +134,7 @@ def main() -> None:
     setup_logging()
     prompts = [arguments.prompt]
     if arguments.prompt_file:
-        prompts = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
+        prompts = read_prompts(arguments.prompt_file)
     device = context_from_environment().device
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     model = load_model(arguments.checkpoint, device, dtype, arguments.iteration)
