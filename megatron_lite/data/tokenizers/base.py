@@ -124,7 +124,7 @@ def read_vocabulary_file(tokenizer_type: str, key: str, path: str | Path | None)
 def write_tokenizer_config(folder: Path, eod_token: str | None) -> None:
     """Write the ``tokenizer_config.json`` that goes beside a ``tokenizer.json``.
 
-    The end-of-document token is the beginning too: the models trained here see nothing else before a document.
+    The end-of-document token is the beginning too: models trained here see nothing else before a document.
     """
     keys: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
