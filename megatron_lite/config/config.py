@@ -62,7 +62,7 @@ class Config:
 
     def with_keys(self, **keys: Any) -> Config:
         """A new configuration: the keys given before and these, resolved again."""
-        changed = _resolve([_entries(self.given), _entries(keys)], self.parallel.world_size)
+        changed = _resolve([_entries(self.given), _entries(keys)], self.parallel.world_size, name="run")
         return replace(changed, messages=self.messages)
 
     def flat(self) -> dict[str, Any]:
@@ -86,26 +86,26 @@ def load_config(
     :class:`ConfigError`.
     """
     sources = [read_file(Path(path)) for path in paths] + [[read_override(word)] for word in overrides]
-    if paths:
-        sources.insert(0, [Entry("run_dir", f"runs/{Path(paths[0]).stem}")])
-    return _resolve(sources, world_size)
+    return _resolve(sources, world_size, name=Path(paths[0]).stem if paths else "run")
 
 
 def config_from_keys(keys: Mapping[str, Any], world_size: int | None = None) -> Config:
     """The configuration of flat ``keys`` (dashes and dots allowed), checked and derived as files are."""
-    return _resolve([_entries(keys)], world_size)
+    return _resolve([_entries(keys)], world_size, name="run")
 
 
 def _entries(keys: Mapping[str, Any]) -> list[Entry]:
     return [Entry(normal_key(key), value) for key, value in keys.items()]
 
 
-def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None) -> Config:
+def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None, name: str) -> Config:
+    """The configuration that ``sources`` make; ``name`` names its folder when no key does."""
     messages: list[str] = []
     known = [[entry for entry in source if has_effect(entry, messages)] for source in sources]
     merged = merge(known, messages)
     if world_size is not None:
         merged["world_size"] = Entry("world_size", world_size)
+    merged.setdefault("run_dir", Entry("run_dir", f"runs/{name}"))
     typed = {key: typed_value(entry) for key, entry in merged.items()}
     try:
         keys = derive(typed)
@@ -115,7 +115,7 @@ def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None) -> Conf
         ]
         raise ConfigError(f"{error} ({', '.join(places)})" if places else str(error)) from None
     sections: dict[str, Any] = {}
-    for name, section in SECTIONS.items():
-        sections[name] = section(**{key: keys[key] for key in section.model_fields if key in keys})
+    for part, section in SECTIONS.items():
+        sections[part] = section(**{key: keys[key] for key in section.model_fields if key in keys})
     given = {key: entry.value for key, entry in merged.items()}
     return Config(**sections, given=given, messages=tuple(messages))

@@ -62,8 +62,8 @@ def _heads(keys: Keys) -> dict[str, Any]:
     rotating = int(hidden // heads * keys.get("rotary_pct", 1.0))
     if keys.get("pos_emb") == "rotary" and (rotating % 2 or rotating == 0):
         raise Contradiction(
-            f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {hidden // heads} makes {rotating} rotating "
-            "dimensions: choose an even number",
+            f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {hidden // heads} makes {rotating} "
+            "rotating dimensions: choose an even number",
             "rotary_pct",
             "num_attention_heads",
         )
@@ -227,11 +227,9 @@ def _paths(keys: Keys) -> dict[str, Any]:
                 f"{split}_data_weights",
                 f"{split}_data_paths",
             )
-    run_dir = keys.get("run_dir", "runs/run")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return {
-        "run_dir": run_dir,
-        "save": os.path.join(run_dir, "checkpoints"),
+        "save": os.path.join(keys["run_dir"], "checkpoints"),
         "data_cache_dir": os.path.join(cache, "megatron_lite"),
     }
 

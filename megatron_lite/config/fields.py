@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 
 class Section(BaseModel):
@@ -28,14 +28,9 @@ def derived(rule: str) -> Any:
     return Field(json_schema_extra={"derived": rule})
 
 
-def _whole(value: Any) -> Any:
-    """``5e8`` is a float to YAML, and a perfectly good count to a person."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), Field(min_length=1)]
-Int = Annotated[int, Strict(), BeforeValidator(_whole, json_schema_input_type=int)]
+Int = Annotated[int, Strict()]
 Positive = Annotated[Int, Field(gt=0)]
 NonNegative = Annotated[Int, Field(ge=0)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]

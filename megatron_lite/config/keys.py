@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,12 +41,16 @@ def has_effect(entry: Entry, messages: list[str]) -> bool:
 def typed_value(entry: Entry) -> Any:
     """The value of ``entry`` as its field wants it. Raises :class:`ConfigError` when it is of another
     type."""
-    field = SECTIONS[SECTION_OF[entry.key]].model_fields[entry.key]
-    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
     try:
-        return adapter.validate_python(entry.value)
+        return _adapter(entry.key).validate_python(entry.value)
     except ValidationError as error:
         raise ConfigError(_sentence(entry, error.errors()[0])) from None
+
+
+@cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    field = SECTIONS[SECTION_OF[key]].model_fields[key]
+    return TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
 
 
 def _sentence(entry: Entry, problem: ErrorDetails) -> str:

@@ -52,11 +52,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
+    """``5e8`` is a count, which YAML would make a float."""
+    value = loader.construct_yaml_float(node)
+    return int(value) if "e" in node.value.lower() and value.is_integer() else value
+
+
+FLOAT = "tag:yaml.org,2002:float"
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+    FLOAT, re.compile(r"^[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+_Loader.add_constructor(FLOAT, _number)
+_Loader.yaml_implicit_resolvers = {  # no key is a date: 2026-01-31 is the name of a run
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+    for first, pairs in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def read_file(path: Path) -> list[Entry]:
@@ -90,8 +100,12 @@ def _entries(text: str, name: str) -> Iterator[Entry]:
         raise ConfigError(f"{name}: this is not YAML: {error}") from error
     finally:
         loader.dispose()
-    for (key_node, value_node), (key, value) in zip(node.value, values.items(), strict=True):
-        root = normal_key(str(key))
+    nodes = {key.value: (key, value) for key, value in node.value}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{name}: the key {key!r} is not a name")
+        key_node, value_node = nodes[key]
+        root = normal_key(key)
         origin = f"{name}:{key_node.start_mark.line + 1}"
         yield Entry(root, value, origin, dict(_origins(value_node, root, name)))
 

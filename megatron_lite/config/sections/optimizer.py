@@ -49,10 +49,10 @@ class OptimizerBlock(Section):
 
     type: Annotated[
         Literal["adamw", "fused_adam", "cpu_adam", "lion", "muon", "sgd", "adafactor"],
-        BeforeValidator(_canonical),
+        BeforeValidator(_canonical, json_schema_input_type=str),
     ] = "adamw"
-    """`Adam` and `AdamW` are torch's fused AdamW (decoupled weight decay); `CPUAdam`, `FusedAdam` and `Lion`
-    are DeepSpeed's, compiled on first use; `Muon`, `SGD`, `Adafactor`."""
+    """`Adam` and `AdamW` are torch's fused AdamW (decoupled weight decay); `CPUAdam` and `FusedAdam` are
+    DeepSpeed's, compiled on first use; `Lion`, `Muon`, `SGD`, `Adafactor`."""
     params: OptimizerParams = OptimizerParams()
     """Its arguments."""
 

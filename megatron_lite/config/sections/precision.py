@@ -41,10 +41,6 @@ class Bf16Block(Section):
     """Leave out an update whose gradient is not finite."""
     immediate_grad_update: Bool = False
     """Accumulate a gradient as soon as it is there."""
-    bf16_master_weights_and_grads: Bool = False
-    """Keep the master weights in bf16 too (ZeRO)."""
-    bf16_optimizer_states: Bool = False
-    """Keep the optimizer's state in bf16 too."""
 
 
 def _short(name: Any) -> Any:
@@ -58,9 +54,10 @@ def _short(name: Any) -> Any:
 class PrecisionSection(Section):
     """In which numbers the model computes."""
 
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(_short)] = derived(
-        "from the fp16 and bf16 blocks, or fp32"
-    )
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        BeforeValidator(_short, json_schema_input_type=Literal["fp32", "bf16", "fp16", "bfloat16"]),
+    ] = derived("from the fp16 and bf16 blocks, or fp32")
     """Number format of parameters and activations (`bfloat16` is `bf16`); the master weights are fp32."""
     fp16: Fp16Block = Fp16Block()
     """Half precision and its loss scale."""
