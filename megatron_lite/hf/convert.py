@@ -136,7 +136,10 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        # safetensors makes files that only their owner may read; the folder's mode follows the umask.
+        mode = temporary.stat().st_mode & 0o666
         for file in temporary.iterdir():
+            file.chmod(mode)
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         temporary.rename(out)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from megatron_lite.utils.errors import ConfigError
+from megatron_lite.utils.errors import ConfigError, UserError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -37,7 +37,7 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, max_
     a file of its own.
 
     Raises:
-        OSError: a file cannot be written (full disk).
+        UserError: a file cannot be written (full disk).
     """
     files: list[list[str]] = []
     total = 0
@@ -45,7 +45,9 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, max_
         try:
             save_file(shard, _part(folder, len(files)), metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(f"{folder}: the weights cannot be written ({error})") from error
+            raise UserError(
+                f"the weights cannot be written to {folder} ({error}): make room there"
+            ) from error
         files.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     _name_shards(folder, files, total)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from generation.tiny_runs import NEOX, named_tensors, tiny_config, tiny_gpt
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -67,6 +68,41 @@ def test_tokenizer_and_special_tokens(tmp_path: Path) -> None:
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert generation.eos_token_id == tokenizer.eod_id
     assert generation.suppress_tokens == list(range(257, 272))
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        export(tmp_path / "out", tiny_config(**NEOX))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
+
+
+@pytest.mark.skipif("MEGATRON_LITE_TEST_DATA" not in os.environ, reason="needs MEGATRON_LITE_TEST_DATA")
+@pytest.mark.parametrize(
+    ("kind", "vocab", "merges"),
+    [
+        ("HFTokenizer", "gpt-neox-20b/tokenizer.json", None),
+        ("GPT2BPETokenizer", "gpt2/vocab.json", "gpt2/merges.txt"),
+        ("SPMTokenizer", "llama-spm/mistral-v1.model", None),
+    ],
+)
+def test_published_vocabularies(tmp_path: Path, kind: str, vocab: str, merges: str | None) -> None:
+    data = Path(os.environ["MEGATRON_LITE_TEST_DATA"])
+    files = {"vocab_file": str(data / "tokenizers" / vocab)}
+    if merges:
+        files["merge_file"] = str(data / "tokenizers" / merges)
+    tokenizer = load_tokenizer(tiny_config(**NEOX | {"tokenizer_type": kind} | files).data)
+    shape = {"vocab_size": tokenizer.vocab_size, "make_vocab_size_divisible_by": 128, "tokenizer_type": kind}
+    config = tiny_config(**NEOX | shape | files)
+    export(tmp_path / "out", config)
+    result = verify_folder(tmp_path / "out", tiny_gpt(config), tokenizer)
+    assert result.passed, result
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    poems = (data / "text" / "chinese-poetry.jsonl").read_text(encoding="utf-8")[:20_000]
+    for text in (poems, (data / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:50_000]):
+        assert theirs(text).input_ids == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -210,9 +246,9 @@ def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("megatron_lite.hf.shards.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         export(tmp_path / "out", tiny_config(**NEOX))
     assert list(tmp_path.iterdir()) == []
