@@ -88,3 +88,10 @@ def reduce_only_across_ranks(engine: Any, data_size: int) -> None:
         engine.zero_optimization_stage() == 0 or isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer)
     ):
         engine.enable_backward_allreduce = False
+
+
+def let_the_loss_scale_rest(engine: Any) -> None:
+    """Keep fp16's scaler from raising a bare Exception at its smallest scale: we say it better."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is not None:
+        scaler.raise_error_at_min_scale = False

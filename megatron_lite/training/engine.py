@@ -73,6 +73,7 @@ class Engine:
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
         defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
+        defects.let_the_loss_scale_rest(self.deepspeed)
         self._clips_itself = stage == 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 

@@ -1,0 +1,87 @@
+"""Who a process is under each launcher, and the command line of train.py and deepy.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_lite.config.cli import parse_command_line
+from megatron_lite.parallel.context import context_from_environment
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in list(os.environ):
+        if name in NAMES or name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
+    for name in NAMES:  # so that what the code sets is undone afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
+        {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
+        {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+    ],
+)
+def test_launchers(variables: dict[str, str], environment: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    context = context_from_environment()
+    assert (context.rank, context.world_size, context.local_rank) == (3, 8, 1)
+    assert (context.data_rank, context.data_size) == (3, 8)
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "8", "1"]
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_one_process_without_a_launcher(environment: pytest.MonkeyPatch) -> None:
+    context = context_from_environment()
+    assert (context.rank, context.world_size, context.is_first) == (0, 1, True)
+
+
+def test_torchrun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "RANK": "5", "WORLD_SIZE": "16"}.items():
+        environment.setenv(name, value)
+    assert context_from_environment().rank == 5
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[03-05,09],login1", "gpu03"),
+        ("a,b", "a"),
+        ("node7", "node7"),
+        ("n[2,4]", "n2"),
+        ("a1,b[1-2]", "a1"),
+    ],
+)
+def test_slurms_first_host_is_the_meeting_point(
+    nodes: str, first: str, environment: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": nodes}.items():
+        environment.setenv(name, value)
+    context_from_environment()
+    assert os.environ["MASTER_ADDR"] == first
+
+
+def test_files_and_overrides() -> None:
+    arguments = ["a", "b.yml", "c.json", "-d", "configs", "--set", "lr=1", "x=2", "--set", "y=3"]
+    paths, overrides = parse_command_line("", arguments)
+    assert paths == [Path("configs/a.yml"), Path("configs/b.yml"), Path("configs/c.json")]
+    assert overrides == ["lr=1", "x=2", "y=3"]
+
+
+def test_the_command_line_needs_no_torch() -> None:
+    code = "import sys, megatron_lite.config.cli; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
