@@ -1,7 +1,7 @@
 """Floor 4: the state of a run on disk and back, under any ZeRO stage and number of ranks.
 
-A checkpoint is a folder of safetensors files and one JSON index, with no pickle. ``docs/checkpoints.md`` tells
-the format and its promises.
+A checkpoint is a folder of safetensors files and one JSON index, with no pickle. ``docs/checkpoints.md``
+tells the format and its promises.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _is_dynamic(scaler: Any) -> bool:
 
 
 def rng_state(device: torch.device) -> str:
-    """This process's random generators (Python, numpy, torch, the accelerator's) as JSON text, about 20 kB."""
+    """This process's random generators (Python, numpy, torch, accelerator) as JSON text, about 20 kB."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state = {
         "python": random.getstate(),

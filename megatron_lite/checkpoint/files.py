@@ -1,8 +1,8 @@
 """Files of elements: written as a stream in the safetensors format, read by ranges.
 
 Format: https://github.com/huggingface/safetensors#format (8 bytes little-endian header length, JSON header,
-data). The library's own writer wants every tensor whole in memory and copies it once more; a rank's share of a
-large model is written here with the memory of one fragment.
+data). The library's own writer copies every tensor once more in memory before it writes the first byte; here
+a rank's share of a large model is written with the memory of one fragment.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _blocks(head: bytes, items: list[Item]) -> Iterable[bytes | memoryview]:
     yield head
     for item in items:
         if item.data.numel():
-            yield memoryview(item.data.detach().cpu().contiguous().view(torch.uint8).numpy())
+            yield item.data.detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 
 def check_file(checkpoint: Path, entry: FileEntry) -> None:

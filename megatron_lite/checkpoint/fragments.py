@@ -26,7 +26,7 @@ class Fragment:
         start: first element, in the flattened tensor.
         stop: one past the last element.
         data: the elements, 1-D; writing to it changes the engine.
-        owned: the range, within ``[start, stop)``, that this rank saves; the others' ranges complete the tensor.
+        owned: the range, within ``[start, stop)``, that this rank saves; the other ranks save the rest.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Fragment:
 
 
 def iter_fragments(engine: Any, context: ParallelContext) -> Iterator[Fragment]:
-    """The fragments of ``engine`` (DeepSpeed's) on this rank: weights and optimizer state, one per tensor and part.
+    """The fragments of ``engine`` (DeepSpeed's) on this rank: weights and optimizer state.
 
     Over all ranks the ``owned`` ranges cover each tensor exactly once.
     """
@@ -89,8 +89,8 @@ def _whole_fragment(
     """A state of a shape of its own (Adafactor's factors): kept whole, by whoever saves the first element."""
     if len(holder.parts) != 1 or holder.parts[0].shape != tuple(holder.tensor.shape):
         raise CheckpointError(
-            f"the optimizer's state {kind} has shape {tuple(value.shape)} for several parameters laid end to end, "
-            "which a checkpoint cannot divide; use ZeRO stage 0"
+            f"the optimizer's state {kind} has shape {tuple(value.shape)} for several parameters laid end to "
+            "end, which a checkpoint cannot divide; use ZeRO stage 0"
         )
     part = holder.parts[0]
     first, last = owned[part.name]

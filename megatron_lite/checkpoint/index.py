@@ -60,7 +60,7 @@ class ParameterEntry:
 
     Attributes:
         shape: its whole shape.
-        tensors: by kind: ``weight``, and each tensor of its optimizer state (``exp_avg``, ``momentum_buffer``...).
+        tensors: by kind: ``weight``, and each tensor of its optimizer state (``exp_avg``...).
         scalars: by kind, the numbers of its optimizer state (``step``).
     """
 
@@ -175,7 +175,7 @@ def _encode_parameter(parameter: ParameterEntry) -> dict[str, Any]:
 
 
 def read_index(checkpoint: Path) -> Index:
-    """The index of the checkpoint folder ``checkpoint``; :class:`CheckpointError` when it is not a sound one."""
+    """The index of the checkpoint folder ``checkpoint``; :class:`CheckpointError` when it is not sound."""
     path = checkpoint / INDEX_NAME
     try:
         content = json.loads(path.read_bytes())
@@ -187,7 +187,8 @@ def read_index(checkpoint: Path) -> Index:
         raise CheckpointError(f"{path} is not the index of a {FORMAT}")
     if content.get("format_version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('format_version')}; this program reads {VERSION}: update it"
+            f"{path} has format version {content.get('format_version')} and this program reads {VERSION}; "
+            "update the program"
         )
     try:
         index = _decode(content)

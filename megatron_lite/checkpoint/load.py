@@ -30,7 +30,7 @@ NAMED = 3  # how many offending names an error message lists
 def load_checkpoint(
     path: Path, engine: Any, context: ParallelContext, load_optimizer: bool = True, load_rng: bool = True
 ) -> dict[str, Any]:
-    """Fill ``engine`` from a checkpoint, whatever ZeRO stage and number of ranks wrote it; every rank calls this.
+    """Fill ``engine`` from a checkpoint of any ZeRO stage and number of ranks; every rank calls this.
 
     Each rank reads the elements that it holds. Every file's checksum is verified first, the ranks sharing the
     work. Low-precision parameters are made from the fp32 weights as the optimizer step makes them. With the
@@ -47,8 +47,8 @@ def load_checkpoint(
         The ``trainer_state`` that was saved.
 
     Raises:
-        CheckpointError: on every rank alike: missing, incomplete, corrupt, or of another model or optimizer. The
-            engine is untouched, unless a file could not be read half-way.
+        CheckpointError: on every rank alike: missing, incomplete, corrupt, or of another model or optimizer.
+            The weights are untouched then, unless a file that was sound a moment ago could not be read.
     """
 
     def check() -> tuple[Path, Index, Layout]:
@@ -91,7 +91,7 @@ def _check_model(engine: Any, index: Index, checkpoint: Path) -> None:
     problems = [f"it {what} {_few(names)}" for what, names in differences if names]
     if problems:
         raise CheckpointError(
-            f"{checkpoint} is of another model: {'; '.join(problems)}; use the configuration that it was written with"
+            f"{checkpoint} is of another model: {'; '.join(problems)}; use the configuration that wrote it"
         )
 
 
@@ -114,8 +114,8 @@ def _check_optimizer(layout: Layout, index: Index, checkpoint: Path, context: Pa
         entry = index.parameters[fragment.name].tensors.get(fragment.kind)
         if entry is not None and entry.shape != fragment.shape:
             raise CheckpointError(
-                f"{checkpoint} has the optimizer state {fragment.kind} of {fragment.name} in shape {entry.shape}, "
-                f"this run needs {fragment.shape}"
+                f"{checkpoint} has the optimizer state {fragment.kind} of {fragment.name} in shape "
+                f"{entry.shape}, and this run needs {fragment.shape}"
             )
     for name, kinds in wanted.items():
         saved = index.parameters[name].state_kinds
@@ -131,7 +131,7 @@ def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_
     """Read this rank's elements, and set the numbers of the optimizer's state."""
     parameters = reader.index.parameters
     for holder in layout.holders:
-        # ZeRO 3 leaves the padding of its partitions uninitialised, and an optimizer that takes norms sees it.
+        # ZeRO 3 leaves the padding of its partitions uninitialised, and optimizers that take norms see it.
         holder.tensor.detach().zero_()
     for fragment in layout_fragments(layout, context):
         if fragment.kind == WEIGHT or (with_state and fragment.kind in parameters[fragment.name].tensors):

@@ -1,4 +1,4 @@
-"""The optimizer's state beside its large tensors: numbers such as ``step``, and state that does not exist yet."""
+"""The optimizer's state beside its tensors: numbers such as ``step``, and state that does not exist yet."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def make_state(layout: Layout, index: Index) -> None:
     """Let the optimizer make the state that it makes lazily, for the holders whose state the checkpoint has.
 
     Nobody but the optimizer knows the names, types and shapes of its state, so it takes a step with zero
-    gradients, one holder at a time (the extra memory is that holder's gradient). The step's effect on weights and
-    state does not matter: both are filled afterwards.
+    gradients at rate 0, one holder at a time (the extra memory is that holder's gradient). That leaves the
+    weights as they were; what it does to the state does not matter, that is filled afterwards.
     """
     for holder in layout.holders:
         saved = any(index.parameters[part.name].state_kinds for part in holder.parts)
@@ -73,17 +73,19 @@ def make_state(layout: Layout, index: Index) -> None:
 
 
 def _step_alone(holder: Holder, optimizer: torch.optim.Optimizer) -> None:
-    """One step of ``optimizer`` on ``holder`` only, with a gradient of zeros."""
+    """One step of ``optimizer`` on ``holder`` only, with a gradient of zeros and rate 0."""
     held = [group["params"] for group in optimizer.param_groups]
-    gradient = holder.tensor.grad
+    own_group = optimizer.param_groups[holder.group]
+    rate, gradient = own_group["lr"], holder.tensor.grad
     try:
         for group in optimizer.param_groups:
             group["params"] = []
-        optimizer.param_groups[holder.group]["params"] = [holder.tensor]
+        own_group.update(params=[holder.tensor], lr=0.0)
         holder.tensor.grad = torch.zeros_like(holder.tensor)
         optimizer.step()
     finally:
         holder.tensor.grad = gradient
+        own_group["lr"] = rate
         for group, parameters in zip(optimizer.param_groups, held, strict=True):
             group["params"] = parameters
 
@@ -91,9 +93,9 @@ def _step_alone(holder: Holder, optimizer: torch.optim.Optimizer) -> None:
 def replay_native_steps(layout: Layout) -> None:
     """Bring DeepSpeedCPUAdam's C++ object to the step that its state is at.
 
-    It keeps beta ** step as a running fp32 product, and on a jump of the step count takes a power instead, whose
-    last bits differ (``cpu_adam.h``, ``IncrementStep``). Empty updates from step 0 on repeat the product; 100 000
-    steps cost less than a second.
+    It keeps beta ** step as a running fp32 product, and on a jump of the step count takes a power instead,
+    whose last bits differ (``IncrementStep`` in ``cpu_adam.h``). Empty updates from step 0 on repeat the
+    product.
     """
     optimizer: Any = layout.optimizer
     if type(optimizer).__name__ != "DeepSpeedCPUAdam":

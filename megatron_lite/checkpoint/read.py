@@ -14,15 +14,15 @@ from megatron_lite.checkpoint.index import WEIGHT, read_index
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The flat configuration keys of the run that wrote the checkpoint ``path`` (or the latest in that folder)."""
+    """The flat configuration keys of the run that wrote ``path`` (or the latest checkpoint in that folder)."""
     return read_index(find_checkpoint(path)).config
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Each parameter's global name and whole weight (fp32, CPU), one at a time, whatever layout wrote them.
 
-    ``path`` is a checkpoint or a folder with ``latest``. The files that hold weights are checked first (one read
-    of them); then memory is bounded by one tensor. The optimizer's files are not touched: they may be absent.
+    ``path`` is a checkpoint or a folder with ``latest``. The files that hold weights are checked first (one
+    read of them); then memory is bounded by one tensor. The optimizer's files may be absent.
 
     Raises:
         CheckpointError: missing, incomplete or corrupt.
@@ -40,7 +40,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def verify(path: Path) -> None:
-    """Check every file's size and checksum, and that every tensor is whole; :class:`CheckpointError` if not."""
+    """Raise :class:`CheckpointError` unless every file is as it was written and every tensor is whole."""
     checkpoint = find_checkpoint(path)
     for entry in read_index(checkpoint).files:
         check_file(checkpoint, entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -44,7 +43,7 @@ RNG_KEY = "rng"
 
 @dataclass(frozen=True)
 class _Written:
-    """What one rank wrote: its files, and for each piece (name, kind, shape, dtype, number among them, range)."""
+    """What one rank wrote: files; for each piece name, kind, shape, dtype, number of its file, range."""
 
     files: list[FileEntry]
     pieces: list[tuple[str, str, tuple[int, ...], str, int, int, int]]
@@ -72,8 +71,8 @@ def save_checkpoint(
         trainer_state: JSON-able; what the trainer needs to go on (step, samples, data position...).
         config_keys: JSON-able; the run's flat configuration.
         context: this rank.
-        keep_last: how many checkpoints stay in ``folder``; all when None. Older ones go only once the new one is
-            complete.
+        keep_last: how many checkpoints stay in ``folder``; all when None. Older ones go only once the new
+            one is complete.
 
     Returns:
         The checkpoint's folder.

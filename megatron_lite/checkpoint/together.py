@@ -17,8 +17,8 @@ T = TypeVar("T")
 def together(context: ParallelContext, work: Callable[[], T]) -> T:
     """``work()`` on every rank; when it fails on one, every rank raises the same :class:`CheckpointError`.
 
-    Only a flag is exchanged when all is well. A failure that is not the user's or the machine's (a defect of this
-    program) is raised as it is on its own rank, with its traceback.
+    Only a flag is exchanged when all is well. A failure that is not the user's or the machine's (a defect of
+    this program) is raised as it is on its own rank, with its traceback.
     """
     result, error = None, None
     try:

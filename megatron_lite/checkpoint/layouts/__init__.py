@@ -1,8 +1,8 @@
 """One description of an engine's state for each way DeepSpeed has of keeping it.
 
-Written against DeepSpeed 0.19.8. The wrappers are told apart by class name: importing their modules costs seconds
-(ZeRO imports Inductor through Muon), and a subclass with state of its own (ZenFlow, SuperOffload) must not pass
-for its base.
+Written against DeepSpeed 0.19.8. The wrappers are told apart by class name: importing their modules costs
+seconds (ZeRO imports Inductor through Muon), and a subclass with state of its own (ZenFlow, SuperOffload)
+must not pass for its base.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_lite.checkpoint.layouts import unpartitioned, zero12, zero3
+from megatron_lite.checkpoint.layouts import unpartitioned, zero3, zero12
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout, whole_part
 from megatron_lite.utils.errors import CheckpointError
 

@@ -1,9 +1,9 @@
 """How an engine holds its state, described so that saving and loading need not know DeepSpeed.
 
-Every DeepSpeed optimizer wrapper hands the real optimizer tensors of its own making: the parameters themselves,
-fp32 copies of them, or flat partitions in which parameters lie one after the other, cut where the partition ends.
-A :class:`Holder` is such a tensor with the parts of parameters in it. The optimizer's state for that tensor has
-the same shape, so the same parts locate the state.
+Every DeepSpeed optimizer wrapper hands the real optimizer tensors of its own making: the parameters
+themselves, fp32 copies of them, or flat partitions in which parameters lie end to end, cut where the
+partition ends. A :class:`Holder` is such a tensor with the parts of parameters in it. The optimizer's state
+for that tensor has the same shape, so the same parts locate the state.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def whole_part(parameter: nn.Parameter, offset: int = 0) -> Part:
 def parts_of_flat(
     parameters: Sequence[nn.Parameter], offsets: Iterable[int], start: int, stop: int
 ) -> tuple[Part, ...]:
-    """The parts inside the partition ``[start, stop)`` of a buffer in which ``parameters`` begin at ``offsets``."""
+    """The parts in the range ``[start, stop)`` of a buffer in which ``parameters`` begin at ``offsets``."""
     parts = []
     for parameter, offset in zip(parameters, offsets, strict=True):
         first, last = max(offset, start), min(offset + parameter.numel(), stop)

@@ -23,7 +23,7 @@ MOMENTUM = "momentum_buffer"
 
 
 def stage1_and_2(wrapper: Any) -> Layout:
-    """``DeepSpeedZeroOptimizer``: stages 1 and 2 in any precision, the optimizer offloaded to CPU memory or not.
+    """``DeepSpeedZeroOptimizer``: stages 1 and 2 in any precision, offloaded to CPU memory or not.
 
     The parts are computed from the buffers' order: the wrapper's own ``_hp_mapping`` is wrong when
     ``round_robin_gradients`` reorders the parameters.

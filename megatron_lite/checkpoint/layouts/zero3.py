@@ -17,8 +17,8 @@ def stage3(wrapper: Any) -> Layout:
     """
     if wrapper.swap_optimizer or wrapper.params_in_nvme_and_cpu:
         raise CheckpointError(
-            "checkpoints of a run that offloads to NVMe are not supported; offload to cpu (zero_optimization: "
-            "offload_optimizer / offload_param: device)"
+            "checkpoints of a run that offloads to NVMe are not supported; offload to cpu (the key device of "
+            "zero_optimization's offload_optimizer and offload_param)"
         )
     if wrapper.offload_optimizer and wrapper.partial_offload != 1.0:
         raise CheckpointError(
