@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ def _yaml(value: object) -> str:
 
 
 def fits(estimate: MemoryEstimate, machine: Machine, ranks: int) -> bool:
-    """Whether ``ranks`` ranks of ``estimate`` each fit on ``machine``: each on its GPU, or all in main memory."""
+    """Whether ``ranks`` ranks, each needing ``estimate``, fit: each on its GPU, or all in main memory."""
     if machine.gpus:
         on_devices = estimate.device_total <= min(gpu.memory_free for gpu in machine.gpus[:ranks])
         return on_devices and ranks * estimate.host_total <= machine.memory_available
@@ -86,9 +86,9 @@ def _changes(config: Config, on_gpu: bool) -> Iterator[Keys]:
                 "gradient_accumulation_steps": steps * micro // smaller,
             }
         smaller //= 2
-    if on_gpu and config.zero.offload_optimizer == "none":
+    if on_gpu and not config.zero.offload_optimizer:
         yield {"zero_optimization.stage": max(stage, 1), "zero_optimization.offload_optimizer.device": "cpu"}
-    if on_gpu and config.zero.offload_param == "none":
+    if on_gpu and not config.zero.offload_param:
         yield {
             "zero_optimization.stage": 3,
             "zero_optimization.offload_optimizer.device": "cpu",
@@ -99,27 +99,7 @@ def _changes(config: Config, on_gpu: bool) -> Iterator[Keys]:
 def _try(config: Config, machine: Machine, ranks: int, keys: Keys) -> Suggestion | None:
     """``keys`` as a suggestion if they are allowed and fit, else None."""
     try:
-        estimate = estimate_memory(with_dotted_keys(config, keys), on_gpu=bool(machine.gpus))
+        estimate = estimate_memory(config.with_keys(**keys), on_gpu=bool(machine.gpus))
     except ConfigError:  # this change is not allowed together with the run's other keys
         return None
     return Suggestion(dict(keys), estimate) if fits(estimate, machine, ranks) else None
-
-
-def with_dotted_keys(config: Config, keys: Mapping[str, Any]) -> Config:
-    """``config`` with dotted ``keys`` set inside its blocks."""
-    flat = config.flat()
-    changed: dict[str, Any] = {}
-    for dotted, value in keys.items():
-        name, *path = dotted.split(".")
-        if not path:
-            changed[name] = value
-            continue
-        block = changed.setdefault(name, _copy(flat.get(name) or {}))
-        for part in path[:-1]:
-            block = block.setdefault(part, {})
-        block[path[-1]] = value
-    return config.with_keys(**changed)
-
-
-def _copy(block: Any) -> Any:
-    return {key: _copy(value) for key, value in block.items()} if isinstance(block, dict) else block

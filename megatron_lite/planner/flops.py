@@ -10,9 +10,9 @@ def flops_per_sequence(config: Config) -> int:
     """Floating-point operations of forward and backward of one sequence of ``seq_length`` tokens.
 
     (6·N + 12·L·H·Q·T)·T, with N the parameters that tokens are multiplied with, L layers, H heads of size Q,
-    T tokens: two operations per parameter and token forward, four backward; attention's two T×T products are
-    counted whole, causal or not. What activation checkpointing computes again is not counted, so MFU computed
-    from it compares runs with and without. Source: PaLM, arXiv 2204.02311, appendix B; nanoGPT counts the same.
+    T tokens: two operations per parameter and token forward, four backward; attention's two T-by-T products
+    are counted whole, causal or not. What activation checkpointing computes again is not counted, so MFU
+    compares runs with and without. Source: PaLM, arXiv 2204.02311, appendix B; nanoGPT counts the same.
     """
     model = config.model
     attention = 12 * model.num_layers * model.num_attention_heads * model.head_size * model.seq_length

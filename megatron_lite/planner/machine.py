@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs. Read from the operating system and ``nvidia-smi``, without torch."""
+"""What this machine has: cores, memory, GPUs. Asks the operating system and ``nvidia-smi``, not torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CGROUP_UNLIMITED = 1 << 60
 """cgroup v1 writes "no limit" as a number around 2**63; anything as large as this is none."""
 
 NVIDIA_SMI_SECONDS = 20
-"""How long ``nvidia-smi`` may take; its first call on a machine without a persistence daemon takes seconds."""
+"""How long ``nvidia-smi`` may take; without a persistence daemon its first call takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _number(path: Path) -> int | None:
 def visible_gpus() -> tuple[Gpu, ...]:
     """The GPUs that ``nvidia-smi`` lists and ``CUDA_VISIBLE_DEVICES`` leaves visible; none without a driver.
 
-    Costs one call of ``nvidia-smi`` (0.1–2 s) on a machine with GPUs, nothing on others.
+    Costs one call of ``nvidia-smi`` (0.1 to 2 s) on a machine with GPUs, nothing on others.
     """
     command = [
         "nvidia-smi",

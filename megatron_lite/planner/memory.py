@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_lite.config import Config
-from megatron_lite.planner.activations import activation_bytes, logits_bytes
+from megatron_lite.planner.activations import activation_bytes, element_bytes, logits_bytes
 from megatron_lite.planner.parameters import ParameterCount, parameters_by_place
 
-STATE_BYTES = {"adafactor": 0, "sgd": 4, "lion": 4, "adagrad": 4, "muon": 4}
-"""Optimizer state per parameter, bytes: what is not named here keeps two fp32 moments like Adam. Adafactor's
-row and column sums are too small to count; Muon keeps one moment of each matrix of the layers."""
+FP32 = 4
+ADAM_STATE_BYTES = 2 * FP32
+"""Two moments per parameter."""
 
-ADAM_STATE_BYTES = 8
-MASTER_BYTES = 4
-RUNTIME_BYTES = {"cpu": 700 << 20, "gpu": 1 << 30}
-"""What a rank takes before it has a model: Python, torch and DeepSpeed on a CPU (measured: 0.6–0.7 GB); the CUDA
-context, NCCL's buffers and workspace of cuBLAS on a GPU."""
+CPU_RUNTIME_BYTES = 400 << 20
+"""A rank before it has a model: Python, torch, DeepSpeed (measured)."""
+
+GPU_RUNTIME_BYTES = 1 << 30
+"""On the GPU, before the model: CUDA's context, the libraries' workspaces, NCCL's buffers."""
 
 GPU_HOST_BYTES = 3 << 30
-"""Main memory of a rank that computes on a GPU (CUDA's libraries included)."""
+"""In main memory, for a rank that computes on a GPU: as on a CPU, and CUDA's libraries."""
 
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's default of ``stage3_max_live_parameters`` and ``stage3_max_reuse_distance``."""
@@ -33,7 +33,7 @@ class MemoryEstimate:
     """Peak memory of one rank in bytes.
 
     Attributes:
-        device: by part, in the memory of the device the rank computes on (main memory on a CPU).
+        device: by part, in the memory of the device that computes (main memory on a CPU).
         host: by part, in main memory because it is offloaded there.
     """
 
@@ -47,7 +47,7 @@ class MemoryEstimate:
 
     @property
     def host_total(self) -> int:
-        """Bytes offloaded to main memory."""
+        """Bytes in main memory beside a computing device."""
         return sum(self.host.values())
 
 
@@ -55,81 +55,106 @@ def estimate_memory(config: Config, on_gpu: bool = False) -> MemoryEstimate:
     """The peak memory of one rank of ``config``'s run. ``vocab_size`` must be known.
 
     The model states follow ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3) with what DeepSpeed
-    keeps on top: an fp32 copy of the gradients during the update, buckets of gradients on their way, and at
-    stage 3 the parameters gathered for use. Activations follow :mod:`megatron_lite.planner.activations`.
+    keeps on top: gradients accumulated in fp32, an fp32 copy of the gradients during the update, buckets of
+    gradients on their way, and at stage 3 the parameters gathered for use. Activations: see
+    :mod:`megatron_lite.planner.activations`.
     """
     device, host = _model_states(config)
     device["activations"] = activation_bytes(config, on_gpu)
-    device["logits"] = logits_bytes(config)
+    device["logits"] = logits_bytes(config, on_gpu)
     device["communication"] = _bucket_bytes(config, on_gpu)
-    device["runtime"] = RUNTIME_BYTES["gpu" if on_gpu else "cpu"]
+    device["runtime"] = GPU_RUNTIME_BYTES if on_gpu else CPU_RUNTIME_BYTES
     # The update starts when activations and logits are gone: only the larger of the two counts.
-    update = device.pop("update")
-    device["update"] = max(0, update - device["activations"] - device["logits"])
+    device["update"] = max(0, device["update"] - device["activations"] - device["logits"])
     if on_gpu:
         host["runtime"] = GPU_HOST_BYTES
-    return MemoryEstimate(device, host)
+        if config.zero.stage < 3:
+            host["model while it is built"] = parameters_by_place(config).total * element_bytes(config)
+    return MemoryEstimate(_without_zeros(device), _without_zeros(host))
 
 
-def _state_bytes(config: Config, count: ParameterCount) -> int:
-    """Bytes of the whole optimizer state, fp32."""
-    kind = config.optimizer.type.lower()
-    per_parameter = STATE_BYTES.get(kind, ADAM_STATE_BYTES)
-    if kind == "sgd" and not config.optimizer.momentum:
-        return 0
-    if kind == "muon":
-        in_layers = count.layers * count.layer
-        return per_parameter * in_layers + ADAM_STATE_BYTES * (count.total - in_layers)
-    return per_parameter * count.total
+def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
+    return {part: size for part, size in parts.items() if size}
+
+
+def _stage(config: Config) -> int:
+    """ZeRO's stage as it runs: the engine runs stage 0 with 16-bit parameters as stage 1."""
+    return config.zero.stage or (0 if config.precision.precision == "fp32" else 1)
 
 
 def _model_states(config: Config) -> tuple[dict[str, int], dict[str, int]]:
     """Parameters, gradients, optimizer and the update's temporary copy: on the device and on the host."""
     count = parameters_by_place(config)
-    stage, ranks = config.zero.stage, config.parallel.data_parallel_size
-    width = parameter_bytes(config)
-    shard = -(-count.total // ranks)
+    stage, width = _stage(config), element_bytes(config)
+    shard = -(-count.total // config.parallel.data_parallel_size)
     held = shard if stage >= 3 else count.total
-    gradients = (shard if stage >= 2 else count.total) * width
     optimized = shard if stage >= 1 else count.total
-    # Stage 0 in fp32 updates the parameters themselves; every other engine updates an fp32 copy.
-    has_master = stage >= 1 or width < MASTER_BYTES
-    optimizer = _state_bytes(config, count) * optimized // count.total + has_master * MASTER_BYTES * optimized
-    update = has_master * MASTER_BYTES * optimized
-    device = {"parameters": held * width, "gradients": gradients, "optimizer": optimizer, "update": update}
+    # Stage 0 updates the parameters themselves; the other stages update an fp32 copy.
+    master = FP32 * optimized if stage >= 1 else 0
+    optimizer = master + _state_bytes(config, count, stage) * optimized // count.total
+    live = _zero_number(config, "stage3_max_live_parameters")
+    device = {
+        "parameters": held * width,
+        "gathered parameters": min(count.total - held, live) * width,
+        "gradients": (shard if stage >= 2 else count.total) * FP32,
+        "optimizer": optimizer,
+        "update": master,
+    }
     host: dict[str, int] = {}
-    if stage >= 3 and ranks > 1:
-        device["gathered parameters"] = (
-            min(count.total - shard, _zero_number(config, "stage3_max_live_parameters", LIVE_PARAMETERS))
-            * width
-        )
-    if config.zero.offload_optimizer != "none":
+    if config.zero.offload_optimizer:
         device["optimizer"] = device["update"] = 0
-        if config.zero.offload_optimizer == "cpu":
-            host["optimizer"] = optimizer
-            host["gradients"] = (MASTER_BYTES + width) * optimized
-    if config.zero.offload_param != "none":
+        if _offload_device(config, "offload_optimizer") == "cpu":
+            # The gradients' fp32 copy, and the new parameters on their way back.
+            host = {"optimizer": optimizer, "gradients": FP32 * optimized, "update": width * optimized}
+    if config.zero.offload_param:
         device["parameters"] = 0
-        if config.zero.offload_param == "cpu":
+        if _offload_device(config, "offload_param") == "cpu":
             host["parameters"] = held * width
     return device, host
 
 
-def _zero_number(config: Config, key: str, default: int) -> int:
-    value = config.zero.zero_optimization.get(key, default)
-    return default if isinstance(value, str) else int(value)
+def _offload_device(config: Config, block: str) -> str:
+    """Where ``block`` of the ZeRO settings offloads to: "cpu" or "nvme"."""
+    return str(config.zero.block[block]["device"])
 
 
-def parameter_bytes(config: Config) -> int:
-    """Bytes of one parameter as the model computes with it."""
-    return 4 if config.precision.precision == "fp32" else 2
+def _state_bytes(config: Config, count: ParameterCount, stage: int) -> int:
+    """Bytes of the whole optimizer state, fp32.
+
+    Adam keeps two moments, SGD with momentum, Lion and Muon one (Muon: of the layers' matrices; it updates
+    the rest like Adam), Adafactor one, or next to nothing at stage 0, where it sees rows and columns.
+    """
+    in_layers = count.layers * count.layer
+    per_model = {
+        "sgd": FP32 * count.total if config.optimizer.momentum else 0,
+        "lion": FP32 * count.total,
+        "adafactor": FP32 * count.total if stage else 0,
+        "muon": FP32 * in_layers + ADAM_STATE_BYTES * (count.total - in_layers),
+    }
+    return per_model.get(config.optimizer.type, ADAM_STATE_BYTES * count.total)
+
+
+def _zero_number(config: Config, key: str) -> int:
+    """A number of the ZeRO block, in elements; DeepSpeed's default when it is not given (or "auto")."""
+    default = {"stage3_max_live_parameters": LIVE_PARAMETERS, "reduce_bucket_size": BUCKET}[key]
+    value = config.zero.block.get(key, default)
+    return int(value) if isinstance(value, int | float) else default
 
 
 def _bucket_bytes(config: Config, on_gpu: bool) -> int:
-    """Buckets in which gradients travel. A GPU allocates them whole; of main memory only what is used counts."""
-    if config.zero.stage == 0:
+    """Gradients on their way between ranks, in buckets of ``reduce_bucket_size``.
+
+    Counted in measured runs: stage 0 flattens a bucket of gradients; stage 1 with 16-bit parameters an fp32
+    one, twice; stages 1 and 2 fill a bucket beside the gradients (two with ``overlap_comm``); stage 3
+    rearranges and scatters it as well. A GPU allocates the bucket of stages 1 to 3 whole, however small the
+    model.
+    """
+    stage, width = _stage(config), element_bytes(config)
+    if stage == 0 and config.parallel.data_parallel_size == 1:
         return 0
-    total = parameters_by_place(config).total
-    elements = _zero_number(config, "reduce_bucket_size", BUCKET)
-    buffers = 2 if config.zero.zero_optimization.get("overlap_comm") else 1
-    return buffers * (elements if on_gpu else min(elements, total)) * parameter_bytes(config)
+    elements = _zero_number(config, "reduce_bucket_size")
+    used = min(elements, parameters_by_place(config).total)
+    buckets = 4 if stage == 3 else 2 if config.zero.block.get("overlap_comm") else 1
+    if stage == 1 and width < FP32:
+        return 2 * used * FP32
+    return buckets * used * width + (max(0, elements - used) * width if on_gpu and stage else 0)

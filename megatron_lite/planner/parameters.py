@@ -12,7 +12,7 @@ class ParameterCount:
     """Parameters of a model by place; one entry of each kind of layer in the model's list of layers.
 
     Attributes:
-        token_embedding: rows of the padded vocabulary × hidden size.
+        token_embedding: rows of the padded vocabulary x hidden size.
         position_embedding: learned positions; 0 for rotary and no positions.
         layer: parameters of one transformer layer (all layers are alike).
         layers: number of transformer layers.
@@ -48,9 +48,10 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _norm(config: Config, width: int) -> int:
+def _norm(config: Config) -> int:
+    """A norm of the residual stream; an RMSNorm has no bias."""
     has_bias = config.model.norm == "layernorm" and config.model.use_bias_in_norms
-    return width * (2 if has_bias else 1)
+    return config.model.hidden_size * (2 if has_bias else 1)
 
 
 def _layer(config: Config) -> int:
@@ -60,11 +61,12 @@ def _layer(config: Config) -> int:
     attention = _linear(model.hidden_size, query_width + 2 * key_value_width, model.use_bias_in_attn_linear)
     attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_linear)
     if model.use_qk_layernorm:
-        attention += 2 * _norm(config, model.head_size)
+        attention += 2 * model.head_size  # one weight for all query heads, one for all key heads, no bias
     projections = 2 if model.is_gated else 1
     mlp = _linear(model.hidden_size, projections * model.ffn_size, model.use_bias_in_mlp)
     mlp += _linear(model.ffn_size, model.hidden_size, model.use_bias_in_mlp)
-    return attention + mlp + 2 * _norm(config, model.hidden_size)
+    norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
+    return attention + mlp + norms * _norm(config)
 
 
 def parameters_by_place(config: Config) -> ParameterCount:
@@ -73,7 +75,6 @@ def parameters_by_place(config: Config) -> ParameterCount:
     Source: the shapes of Radford et al. 2019 (GPT-2) and Black et al. 2022 (GPT-NeoX-20B, arXiv 2204.06745).
     """
     model = config.model
-    assert model.padded_vocab_size is not None, "vocab_size must be known to count parameters"
     embedding = model.padded_vocab_size * model.hidden_size
     learned = model.pos_emb == "learned"
     return ParameterCount(
@@ -81,7 +82,7 @@ def parameters_by_place(config: Config) -> ParameterCount:
         position_embedding=model.max_position_embeddings * model.hidden_size if learned else 0,
         layer=_layer(config),
         layers=model.num_layers,
-        final_norm=_norm(config, model.hidden_size),
+        final_norm=_norm(config),
         head=embedding if model.no_weight_tying else 0,
     )
 

@@ -1,0 +1,105 @@
+"""The launcher's command line: read, check, say what will run, start the ranks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lite.config import Config, load_config
+from megatron_lite.config.cli import add_config_arguments, config_paths
+from megatron_lite.data.embedded import VOCAB_SIZE
+from megatron_lite.data.prepare import prepare_data
+from megatron_lite.launcher.local import start_ranks
+from megatron_lite.launcher.multinode import start_on_hosts
+from megatron_lite.launcher.plan import check_fits, run_summary
+from megatron_lite.launcher.resources import Resources, find_resources, launcher_keys
+from megatron_lite.planner import Machine, this_machine
+from megatron_lite.utils.errors import ConfigError, command_line
+from megatron_lite.utils.log import LOGGER, setup_logging
+
+TRAINING_SCRIPT = "train.py"
+"""The script whose needs the planner knows; another script is only given ranks."""
+
+KEY_OPTIONS = ("wandb_group", "wandb_team", "iteration", "eval_tasks", "eval_results_prefix")
+"""GPT-NeoX's options that are another way to write ``--set KEY=VALUE``."""
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``deepy.py SCRIPT CONF ...``; return the exit status of the ranks, 2 when they were not started.
+
+    A wrong key is answered in well under a second: neither torch nor DeepSpeed is imported before it.
+    """
+    options = _parser().parse_args(arguments)
+    setup_logging()
+    script = Path(options.script)
+    if not script.is_file():
+        raise ConfigError(f"there is no script {script}; it is the first argument, for example train.py")
+    paths = config_paths(options.config_files, options.conf_dir)
+    overrides = [*options.overrides, *_key_overrides(options)]
+    machine = this_machine()
+    keys = launcher_keys(paths, overrides)
+    resources = find_resources(keys, machine)
+    config = load_config(paths, overrides, world_size=resources.ranks)
+    if script.name == TRAINING_SCRIPT:
+        print(_plan(config, machine, resources, options.force), flush=True)
+    words = [*(str(path) for path in paths), *(["--set", *overrides] if overrides else [])]
+    if resources.several:
+        return start_on_hosts(keys, resources, str(script), words)
+    environment = _environment(resources, machine)
+    return start_ranks([sys.executable, str(script), *words], resources.ranks, environment)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deepy.py",
+        description="Start SCRIPT on every accelerator of this machine, or of the hosts of a hostfile.",
+    )
+    parser.add_argument("script", metavar="SCRIPT", help="the Python file that each rank runs, e.g. train.py")
+    add_config_arguments(parser)
+    parser.add_argument("-H", "--hostfile", metavar="FILE", help="`host slots=N` lines; the key hostfile")
+    parser.add_argument("-i", "--sample_input_file", metavar="FILE", help="the key of this name")
+    parser.add_argument("-o", "--sample_output_file", metavar="FILE", help="the key of this name")
+    for name in KEY_OPTIONS:
+        parser.add_argument(f"--{name}", metavar="VALUE", help="the key of this name")
+    parser.add_argument("--force", action="store_true", help="start even if the memory does not seem enough")
+    return parser
+
+
+def _key_overrides(options: argparse.Namespace) -> list[str]:
+    """The options that stand for keys, as ``key=value``."""
+    names = ("hostfile", "sample_input_file", "sample_output_file", *KEY_OPTIONS)
+    given = {name: getattr(options, name) for name in names}
+    return [f"{name}={value}" for name, value in given.items() if value is not None]
+
+
+def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -> str:
+    """Get the data ready; the summary of the run. Raises ConfigError when this machine is too small.
+
+    The memory is checked before the embedded default data is built, which takes minutes the first time.
+    """
+    ranks_here = len(next(iter(resources.hosts.values())))
+    names_data = config.data.data_path or config.data.train_data_paths
+    if config.model.vocab_size is None and not names_data:
+        expected = config.with_keys(vocab_size=VOCAB_SIZE)
+    else:
+        expected = config = prepare_data(config)
+    if not resources.several and not force:
+        check_fits(expected, machine, ranks_here)
+    return run_summary(prepare_data(config), machine, ranks_here, resources.several)
+
+
+def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
+    """The environment of this machine's ranks: each its share of the cores, and the chosen GPUs."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if not machine.gpus and "OMP_NUM_THREADS" not in environment:
+        threads = max(1, machine.cores // resources.ranks)
+        environment["OMP_NUM_THREADS"] = str(threads)
+        LOGGER.info("%d threads a rank (set OMP_NUM_THREADS to choose)", threads)
+    if machine.gpus and resources.chosen:
+        (slots,) = resources.hosts.values()
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot) for slot in slots)
+    return environment

@@ -1,0 +1,115 @@
+"""On which hosts a run happens, and with how many ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lite.config.keys import has_effect, typed_value
+from megatron_lite.config.merge import merge
+from megatron_lite.config.reader import read_file, read_override
+from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.planner import Machine
+from megatron_lite.utils.errors import ConfigError
+
+DEFAULT_HOSTFILE = Path("/job/hostfile")
+"""Where DeepSpeed looks, unless the variable DLTS_HOSTFILE names another file."""
+
+LOCALHOST = "localhost"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The places of the ranks.
+
+    Attributes:
+        hosts: host → its slots (the indices of its accelerators), one rank each, in the order of the ranks.
+        hostfile: the file that named the hosts; None when only this machine takes part.
+        several: whether DeepSpeed's runner is needed to reach them.
+        chosen: whether the slots were picked by name, so that the ranks must be shown these and no others.
+    """
+
+    hosts: Mapping[str, Sequence[int]]
+    hostfile: Path | None
+    several: bool
+    chosen: bool
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the whole run."""
+        return sum(len(slots) for slots in self.hosts.values())
+
+
+def launcher_keys(paths: Sequence[Path], overrides: Sequence[str]) -> LauncherSection:
+    """The launcher's section of the configuration alone.
+
+    It says how many ranks there will be, which the rest of the configuration is resolved with. Raises
+    ConfigError as :func:`megatron_lite.config.load_config` does.
+    """
+    sources = [read_file(path) for path in paths] + [[read_override(word)] for word in overrides]
+    known = [[entry for entry in source if has_effect(entry, [])] for source in sources]
+    merged = merge(known, [])
+    fields = LauncherSection.model_fields
+    return LauncherSection(**{key: typed_value(entry) for key, entry in merged.items() if key in fields})
+
+
+def find_resources(keys: LauncherSection, machine: Machine) -> Resources:
+    """Where the run of ``keys`` happens: the hosts of its hostfile, or this ``machine``.
+
+    Raises ConfigError when the hostfile is missing or wrong, or asks for what is not there.
+    """
+    hostfile = _hostfile(keys)
+    if hostfile is None:
+        if keys.num_nodes > 1 or keys.force_multi:
+            key = "force_multi" if keys.force_multi else f"num_nodes {keys.num_nodes}"
+            raise ConfigError(f"{key} needs other hosts: name a hostfile (key hostfile, or -H)")
+        if not (keys.include or keys.exclude):
+            return Resources(
+                {LOCALHOST: range(_local_ranks(keys, machine))}, None, several=False, chosen=False
+            )
+    hosts = _filtered_hosts(keys, hostfile, machine)
+    if not hosts:
+        raise ConfigError("no slots are left to run on: check include and exclude")
+    several = len(hosts) > 1 or keys.force_multi
+    return Resources(hosts, hostfile, several, chosen=bool(keys.include or keys.exclude))
+
+
+def _hostfile(keys: LauncherSection) -> Path | None:
+    if keys.hostfile is not None:
+        path = Path(keys.hostfile)
+        if not path.is_file():
+            raise ConfigError(f"hostfile {path} does not exist")
+        return path
+    path = Path(os.environ.get("DLTS_HOSTFILE", DEFAULT_HOSTFILE))
+    return path if path.is_file() else None
+
+
+def _local_ranks(keys: LauncherSection, machine: Machine) -> int:
+    """The key ``num_gpus``, else the number of GPUs, else 1."""
+    if machine.gpus and keys.num_gpus is not None and keys.num_gpus > len(machine.gpus):
+        raise ConfigError(f"num_gpus is {keys.num_gpus}, but {len(machine.gpus)} GPUs are visible here")
+    return keys.num_gpus or len(machine.gpus) or 1
+
+
+def _filtered_hosts(
+    keys: LauncherSection, hostfile: Path | None, machine: Machine
+) -> Mapping[str, Sequence[int]]:
+    """The hosts after include, exclude, num_nodes and num_gpus, by DeepSpeed's own rules.
+
+    Imports DeepSpeed, 3 s, which a run without hostfile, include and exclude does not pay.
+    """
+    from deepspeed.launcher import runner
+
+    filters = bool(keys.include or keys.exclude)
+    if filters and (keys.num_nodes > 0 or (hostfile and keys.num_gpus)):
+        raise ConfigError(
+            "include and exclude already say which slots to use: leave out num_nodes and num_gpus"
+        )
+    try:
+        pool = runner.fetch_hostfile(str(hostfile)) if hostfile else {LOCALHOST: _local_ranks(keys, machine)}
+        hosts = runner.parse_inclusion_exclusion(pool, keys.include or "", keys.exclude or "")
+    except ValueError as error:
+        raise ConfigError(f"{hostfile or 'this machine'}: {error}") from error
+    return runner.apply_num_nodes_and_gpus(hosts, keys.num_nodes, 0 if filters else keys.num_gpus or 0)
