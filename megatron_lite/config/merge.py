@@ -37,7 +37,14 @@ def merge(sources: Sequence[Sequence[Entry]], messages: list[str]) -> dict[str, 
                 messages.append(
                     f"{entry.where()}{entry.key} = {entry.value} overrides {old.value}{_place(old)}"
                 )
-    return {key: entry for key, entry in merged.items() if entry.value is not None}
+    present = {key: replace(entry, value=_without_nulls(entry.value)) for key, entry in merged.items()}
+    return {key: entry for key, entry in present.items() if entry.value is not None}
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
 
 
 def _place(entry: Entry) -> str:

@@ -53,9 +53,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
-    """``5e8`` is a count, which YAML would make a float."""
+    """``5e8`` and ``1000.0`` may be counts; where a fraction is wanted, a whole number will do as well."""
     value = loader.construct_yaml_float(node)
-    return int(value) if "e" in node.value.lower() and value.is_integer() else value
+    return int(value) if value.is_integer() else value
 
 
 FLOAT = "tag:yaml.org,2002:float"

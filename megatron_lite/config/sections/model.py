@@ -42,9 +42,8 @@ class ModelSection(Section):
     expansion_factor: PositiveFloat = 4.0
     """`intermediate_size` as a multiple of `hidden_size`, when `intermediate_size` is not given."""
     intermediate_size: Positive = derived("expansion_factor x hidden_size")
-    """Width of the MLP. For a gated activation it stands for both halves and is scaled by 2/3, so that gated
-    and plain MLPs have equally many parameters: the inner width is a third of it (a model with inner width
-    11008 has `intermediate_size: 33024`)."""
+    """Width of the MLP. A gated MLP has a third of it inside, as in GPT-NeoX: a model with an inner width of
+    11008 has `intermediate_size: 33024`."""
     mlp_multiple_of: Positive = 1
     """Round the inner width of the MLP up to a multiple of this."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"

@@ -1,0 +1,87 @@
+"""The dictionary for DeepSpeed, held against the installed DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lite.config import config_from_keys, load_config
+from megatron_lite.config.deepspeed import deepspeed_config
+from megatron_lite.config.neox import REFUSED
+from megatron_lite.config.sections.precision import Bf16Block, Fp16Block
+from megatron_lite.config.sections.zero import PASSED, REMOVED, ZeroBlock
+from megatron_lite.utils.errors import ConfigError
+
+KEYS = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16}
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_zero_s_keys_are_deepspeed_s() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    theirs = set(fields) | {field.alias for field in fields.values() if field.alias}
+    assert PASSED | set(ZeroBlock.model_fields) == theirs
+
+
+def test_precision_keys_are_deepspeed_s() -> None:
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+
+    assert set(Bf16Block.model_fields) <= set(DeepSpeedBF16Config.model_fields)
+    assert set(Fp16Block.model_fields) - {"fp16", "type"} <= set(DeepSpeedFP16Config.model_fields)
+    theirs = DeepSpeedFP16Config()
+    for key in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+        assert getattr(Fp16Block(), key) == getattr(theirs, key)
+
+
+def test_what_deepspeed_has_removed_is_refused() -> None:
+    from deepspeed.runtime import config as theirs
+
+    assert set(theirs._REMOVED_TOP_LEVEL_CONFIG_KEYS) <= set(REFUSED)
+    assert set(theirs._REMOVED_ZERO_CONFIG_KEYS) == REMOVED
+    for key in REMOVED:
+        with pytest.raises(ConfigError, match=f"DeepSpeed has removed {key}"):
+            config_from_keys({**KEYS, "zero_optimization": {key: 2}})
+
+
+@pytest.mark.parametrize("overlays", [[], ["bf16"], ["fp32"], ["zero2"], ["zero3", "bf16"], ["offload"]])
+def test_deepspeed_reads_the_dictionary(overlays: list[str]) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    files = [CONFIGS / f"{name}.yml" for name in ("2-7B", *overlays)]
+    config = load_config(files, ["train_batch_size=8"])
+    ours = deepspeed_config(config)
+    theirs = DeepSpeedConfig(json.loads(json.dumps(ours)))
+    assert theirs.train_batch_size == 8
+    assert theirs.train_micro_batch_size_per_gpu == 4
+    assert theirs.gradient_accumulation_steps == 2
+    assert theirs.gradient_clipping == 1.0
+    assert theirs.float16_config.enabled == (config.precision.precision == "fp16")
+    assert theirs.bfloat16_config.enabled == (config.precision.precision == "bf16")
+    assert theirs.zero_config.stage == config.zero.stage
+    assert theirs.zero_config.reduce_bucket_size == 500_000_000
+    assert (theirs.zero_config.offload_param is not None) == config.zero.offload_param
+
+
+@pytest.mark.parametrize(
+    ("keys", "entries"),
+    [
+        ({"flops_profiler": {"enabled": True}}, {"flops_profiler": {"enabled": True}}),
+        ({"comms_logger": {"enabled": True}}, {"comms_logger": {"enabled": True}}),
+        ({"wall_clock_breakdown": True}, {"wall_clock_breakdown": True}),
+        ({"prescale_gradients": True}, {"prescale_gradients": True}),
+        ({"communication_data_type": "fp32"}, {"communication_data_type": "fp32"}),
+        ({"deepspeed_extra_args": {"comms_logger": {"enabled": True}}}, {"comms_logger": {"enabled": True}}),
+        (
+            {"zero_optimization": {"stage": 2, "overlap_comm": True}},
+            {"zero_optimization": {"stage": 2, "overlap_comm": True}},
+        ),
+    ],
+)
+def test_blocks_are_passed_through(keys: dict[str, Any], entries: dict[str, Any]) -> None:
+    result = deepspeed_config(config_from_keys({**KEYS, **keys}))
+    assert result.items() >= entries.items()
+    assert "optimizer" not in result
