@@ -1,6 +1,7 @@
 """Let a checkpoint write: ``generate.py runs/demo/checkpoints --prompt "def " --temperature 0.7``.
 
-Settings not given here come from the run's configuration (temperature, top_k, top_p, maximum_tokens).
+What is not given here comes from the run: its keys text_gen_type and sample_input_file (without them a document
+is begun), temperature, top_k, top_p, maximum_tokens, num_samples.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_lite.config import Config
+from megatron_lite.config.sections.generation import GenerationSection
 from megatron_lite.generation import Sample, Sampling, TextModel, generate, load_model, stream
 from megatron_lite.generation.load import DTYPES
 from megatron_lite.parallel.context import context_from_environment
@@ -32,10 +33,10 @@ def parse_arguments() -> argparse.Namespace:
         "--iteration", type=int, help="step of the checkpoint in the folder (default: the latest)"
     )
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", default="", help="text to continue (default: begin a text)")
+    prompts.add_argument("--prompt", help="text to continue; an empty one begins a document")
     prompts.add_argument("--prompt-file", type=Path, help="a file with one prompt a line")
     prompts.add_argument("--interactive", action="store_true", help="ask for prompts until end of file")
-    parser.add_argument("--num-samples", type=_positive, default=1, help="continuations of each prompt")
+    parser.add_argument("--num-samples", type=_positive, help="continuations of each prompt")
     parser.add_argument("--max-new-tokens", type=_positive, help="tokens of a continuation")
     parser.add_argument("--temperature", type=float, help="spread; 0 takes the likeliest token")
     parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
@@ -64,9 +65,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def choose_sampling(arguments: argparse.Namespace, config: Config) -> Sampling:
+def choose_sampling(arguments: argparse.Namespace, keys: GenerationSection) -> Sampling:
     """The command line's choices, and the run's where it is silent."""
-    keys = config.generation
     given = {
         "temperature": 0.0 if arguments.greedy else arguments.temperature,
         "top_k": arguments.top_k,
@@ -91,6 +91,13 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise DataError(f"{path} is empty: write one prompt a line")
     return prompts
+
+
+def configured_prompts(keys: GenerationSection) -> list[str] | None:
+    """Where the run's keys say that prompts come from; None asks a person."""
+    if keys.text_gen_type == "interactive":
+        return None
+    return read_prompts(Path(keys.sample_input_file)) if keys.sample_input_file else [""]
 
 
 def typed_prompts(lines: Iterable[str], prompt_end: str) -> Iterator[str]:
@@ -132,19 +139,23 @@ def main() -> None:
     """Load the checkpoint and write."""
     arguments = parse_arguments()
     setup_logging()
-    prompts = [arguments.prompt]
+    prompts = [arguments.prompt] if arguments.prompt is not None else None
     if arguments.prompt_file:
         prompts = read_prompts(arguments.prompt_file)
     device = context_from_environment().device
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     model = load_model(arguments.checkpoint, device, dtype, arguments.iteration)
-    sampling = choose_sampling(arguments, model.config)
-    max_new_tokens = arguments.max_new_tokens or model.config.generation.maximum_tokens
-    if arguments.interactive:
+    keys = model.config.generation
+    sampling = choose_sampling(arguments, keys)
+    max_new_tokens = arguments.max_new_tokens or keys.maximum_tokens
+    num_samples = arguments.num_samples or keys.num_samples
+    if prompts is None and not arguments.interactive:
+        prompts = configured_prompts(keys)
+    if prompts is None:
         return converse(model, sampling, max_new_tokens)
-    if arguments.output_file is None and len(prompts) == arguments.num_samples == 1:
+    if arguments.output_file is None and len(prompts) == num_samples == 1:
         return show(model, prompts[0], sampling, max_new_tokens)
-    samples = generate(model, prompts, sampling, max_new_tokens, arguments.num_samples, arguments.batch_size)
+    samples = generate(model, prompts, sampling, max_new_tokens, num_samples, arguments.batch_size)
     if arguments.output_file is not None:
         return write_samples(list(samples), arguments.output_file)
     for sample in samples:

@@ -70,6 +70,25 @@ def test_the_runs_keys_are_the_defaults(
     assert capsys.readouterr().out == f"{text}\n\n"
 
 
+def test_the_runs_keys_say_where_prompts_come_from(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    make_checkpoint(
+        tmp_path / "file", sample_input_file=str(prompts), num_samples=2, maximum_tokens=5, **NEOX
+    )
+    assert run("generate", tmp_path / "file") == 0
+    texts = expected(tmp_path / "file", ["one", "two"], Sampling(0.0), 5, 2)
+    lines = zip(("one", "one", "two", "two"), texts, strict=True)
+    assert capsys.readouterr().out == "".join(f"{prompt}{text}\n---\n" for prompt, text in lines)
+
+    make_checkpoint(tmp_path / "person", text_gen_type="interactive", maximum_tokens=5, **NEOX)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+    assert run("generate", tmp_path / "person") == 0
+    assert capsys.readouterr().out == f"one{texts[0]}\n\n"
+
+
 def test_a_file_of_prompts_to_json_lines(run: Run, checkpoints: Path, tmp_path: Path) -> None:
     prompts = ["first", "zweiter 漢字", ""]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
