@@ -1,7 +1,7 @@
 """Let a checkpoint write: ``generate.py runs/demo/checkpoints --prompt "def " --temperature 0.7``.
 
-What is not given here comes from the run: its keys text_gen_type and sample_input_file (without them a document
-is begun), temperature, top_k, top_p, maximum_tokens, num_samples.
+What is not given here comes from the run: its keys text_gen_type and sample_input_file (without them a
+document is begun), temperature, top_k, top_p, maximum_tokens, num_samples.
 """
 
 from __future__ import annotations
