@@ -111,7 +111,7 @@ def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None, name: s
         keys = derive(typed)
     except Contradiction as error:
         places = [
-            f"{key} at {merged[key].origin}" for key in error.keys if key in merged and merged[key].origin
+            f"{key} in {merged[key].origin}" for key in error.keys if key in merged and merged[key].origin
         ]
         raise ConfigError(f"{error} ({', '.join(places)})" if places else str(error)) from None
     sections: dict[str, Any] = {}

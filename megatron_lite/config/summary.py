@@ -75,7 +75,7 @@ def _batch(config: Config) -> str:
     line = (
         f"{batch.train_batch_size} x {length} = {tokens:,} tokens a step (micro batch "
         f"{batch.train_micro_batch_size_per_gpu} x accumulation {batch.gradient_accumulation_steps} x "
-        f"{config.parallel.data_parallel_size} ranks)"
+        f"{_ranks(config.parallel.data_parallel_size)})"
     )
     if batch.rampup_batch_size is None:
         return line
@@ -97,7 +97,7 @@ def _training(config: Config) -> str:
 
 def _layout(config: Config) -> str:
     ranks, zero = config.parallel.world_size, config.zero
-    parts = [f"{ranks} rank{'s' if ranks > 1 else ''}", f"ZeRO {zero.stage}", config.precision.precision]
+    parts = [_ranks(ranks), f"ZeRO {zero.stage}", config.precision.precision]
     if zero.offload_optimizer:
         parts.append("optimizer offloaded")
     if zero.offload_param:
@@ -105,3 +105,7 @@ def _layout(config: Config) -> str:
     if config.model.checkpoint_activations:
         parts.append("activations recomputed")
     return ", ".join(parts)
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"

@@ -66,7 +66,7 @@ def test_a_contradiction_names_the_places(tmp_path: Path) -> None:
     path.write_text("hidden_size: 50\nnum_attention_heads: 4\nnum_layers: 1\nseq_length: 8\n")
     with pytest.raises(ConfigError, match="hidden_size 50 does not divide into 4 heads") as caught:
         load_config([path])
-    assert str(caught.value).endswith(f"(hidden_size at {path}:1, num_attention_heads at {path}:2)")
+    assert str(caught.value).endswith(f"(hidden_size in {path}:1, num_attention_heads in {path}:2)")
 
 
 @pytest.mark.parametrize(
