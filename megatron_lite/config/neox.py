@@ -97,7 +97,7 @@ RETIRED: dict[str, Unused] = (
     )
     | _keys("a checkpoint is always complete", "no_save_optim no_save_rng")
     | _keys(
-        "a checkpoint says which files are whole, and loading checks it",
+        "every file of a checkpoint has a checksum",
         "checkpoint_validation_with_forward_pass",
     )
     | _keys("every checkpoint can be resumed under another layout", "load_universal")
