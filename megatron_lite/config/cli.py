@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import sys
 from pathlib import Path
 
 SUFFIXES = (".yml", ".yaml", ".json")
+
+COMMAND_VARIABLE = "MEGATRON_LITE_COMMAND"
+"""Environment variable by which a launcher tells its ranks the command that was typed."""
+
+
+def typed_command() -> str:
+    """The command that started this run, for messages that tell how to go on."""
+    return os.environ.get(COMMAND_VARIABLE) or shlex.join(["python", *sys.argv])
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lite.config import Config, load_config
-from megatron_lite.config.cli import add_config_arguments, config_paths
+from megatron_lite.config.cli import COMMAND_VARIABLE, add_config_arguments, config_paths, typed_command
 from megatron_lite.data.embedded import VOCAB_SIZE
 from megatron_lite.data.prepare import prepare_data
 from megatron_lite.launcher.local import start_ranks
@@ -94,7 +94,7 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
 
 def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
     """The environment of this machine's ranks: each its share of the cores, and the chosen GPUs."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", COMMAND_VARIABLE: typed_command()}
     if not machine.gpus and "OMP_NUM_THREADS" not in environment:
         threads = max(1, machine.cores // resources.ranks)
         environment["OMP_NUM_THREADS"] = str(threads)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from pathlib import Path
 
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
+from megatron_lite.config.cli import typed_command
 from megatron_lite.data.datasets import Splits, open_datasets
 from megatron_lite.data.tokenizers import load_tokenizer
 from megatron_lite.metrics import open_backends
@@ -140,6 +139,6 @@ def begin_from(
 
 def resume_command(config: Config) -> str:
     """The command that goes on from what this run saved."""
-    command = os.environ.get("MEGATRON_LITE_COMMAND") or shlex.join(["python", *sys.argv])
+    command = typed_command()
     save = config.checkpoint.save
     return command if config.checkpoint.load == save else f"{command} --set load={shlex.quote(save)}"
