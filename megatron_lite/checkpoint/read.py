@@ -14,7 +14,7 @@ from megatron_lite.checkpoint.index import WEIGHT, read_index
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The flat configuration keys of the run that wrote ``path`` (or the latest checkpoint in that folder)."""
+    """The flat keys of the run that wrote the checkpoint ``path`` (or the latest one in that folder)."""
     return read_index(find_checkpoint(path)).config
 
 
