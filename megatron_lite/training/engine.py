@@ -17,6 +17,7 @@ from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
+from megatron_lite.utils.log import LOGGER
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -157,6 +158,10 @@ def engine_settings(config: Config) -> dict[str, Any]:
     if precision != "fp32":
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if config.optimizer.type == "muon" and stage > 0:
+        if config.optimizer.gradient_clipping > 0:
+            LOGGER.info(
+                "gradient_clipping is off: with Muon and ZeRO it would act on the orthogonalised update"
+            )
         settings["gradient_clipping"] = 0.0
         zero["reduce_scatter"] = False
     settings["zero_allow_untested_optimizer"] = True

@@ -160,3 +160,16 @@ def test_half_precision_stays_near_fp32(precision: str) -> None:
         for (loss, norm), (expected_loss, expected_norm) in zip(curve, reference, strict=True):
             assert loss == pytest.approx(expected_loss, rel=0.01)
             assert norm == pytest.approx(expected_norm, rel=0.1)
+
+
+def test_other_optimizers_follow_their_one_rank_curve_at_every_stage() -> None:
+    """Element-wise optimizers do not notice ZeRO's flat slices; Muon gathers its matrices."""
+    for name, tolerance in (("Lion", 1e-4), ("SGD", 1e-5), ("Muon", 1e-2)):
+        optimizer = {"type": name, "params": {"lr": 2e-3}}
+        cases = [{"optimizer": optimizer, "zero_optimization": {"stage": stage}} for stage in range(4)]
+        reference, *others = engine_curves([{**case, "gradient_clipping": 0.0} for case in cases], 2)
+        assert reference[-1][0] < reference[0][0] - 0.02
+        for curve in others:
+            assert [loss for loss, _ in curve] == pytest.approx(
+                [loss for loss, _ in reference], rel=tolerance
+            )
