@@ -68,9 +68,9 @@ def run_ours(config: Path, precision: str, steps: int, run_dir: Path) -> Run:
         [sys.executable, *words, f"precision={precision}"], cwd=ROOT, check=True, capture_output=True
     )
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss" in line]
-    seconds = statistics.median(line["seconds_per_step"] for line in trained[WARMUP:])
-    return Run(seconds, [line["loss"] for line in trained], trained[0]["time"] - began)
+    trained = [line for line in lines if "train/loss" in line]
+    seconds = statistics.median(line["speed/seconds_per_step"] for line in trained[WARMUP:])
+    return Run(seconds, [line["train/loss"] for line in trained], trained[0]["time"] - began)
 
 
 def run_bare(resolved: Path, precision: str, steps: int) -> Run:

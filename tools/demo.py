@@ -1,6 +1,6 @@
 """The tour that ``make demo`` gives: train a small GPT on real text, read what it writes, export it.
 
-Each step is a command that you can type yourself; it is printed before it runs. All files go to ``runs/demo``.
+Each step is a command that you can type yourself; it is printed before it runs. Files go to ``runs/demo``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def say_and_run(*words: str) -> None:
 def validation_losses(metrics: Path) -> list[float]:
     """Validation losses of the run in the order they were measured."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [record["valid_loss"] for record in records if "valid_loss" in record]
+    return [record["valid/loss"] for record in records if "valid/loss" in record]
 
 
 def demo(run: Path, settings: list[str]) -> None:
