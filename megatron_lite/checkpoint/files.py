@@ -51,6 +51,9 @@ def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileE
     """Write ``items`` to the new safetensors file ``path``, on disk (fsync) when this returns.
 
     Costs the memory of the largest item when it is not in CPU memory, nothing otherwise.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk).
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -65,12 +68,15 @@ def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileE
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
     checksum = 0
-    with open(path, "xb") as file:
-        for block in _blocks(struct.pack("<Q", len(text)) + text, items):
-            file.write(block)
-            checksum = zlib.crc32(block, checksum)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "xb") as file:
+            for block in _blocks(struct.pack("<Q", len(text)) + text, items):
+                file.write(block)
+                checksum = zlib.crc32(block, checksum)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     return FileEntry(path.name, 8 + len(text) + offset, checksum)
 
 

@@ -193,7 +193,7 @@ def read_index(checkpoint: Path) -> Index:
     try:
         index = _decode(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}); use another checkpoint") from None
+        raise CheckpointError(f"{path} is damaged, or newer than this program ({error!r})") from None
     check_complete(index, checkpoint)
     return index
 

@@ -68,5 +68,5 @@ def _first_sentence(context: ParallelContext, error: Exception | None) -> str:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'checkpoint'}: {error.strerror}"
+        return f"{error.filename or 'a file of the checkpoint'}: {error.strerror}"
     return str(error) or repr(error)

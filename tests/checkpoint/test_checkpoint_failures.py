@@ -1,0 +1,254 @@
+"""What goes wrong is told in one sentence by every rank, and harms nothing that was there."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from ranks import run_ranks
+from small_run import Run, make_engine, save, start, train
+from stored import stored_tensors
+
+from megatron_lite.checkpoint import find_checkpoint, load_checkpoint, read_weights, verify
+from megatron_lite.checkpoint.layouts import layout_of
+from megatron_lite.utils.errors import CheckpointError
+
+RUN = Run(1)
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "weights_00001.safetensors", 100)
+
+
+def lose_a_file(checkpoint: Path) -> None:
+    (checkpoint / "weights_00000.safetensors").unlink()
+
+
+def cut_the_index(checkpoint: Path) -> None:
+    text = (checkpoint / "index.json").read_text()
+    (checkpoint / "index.json").write_text(text[: len(text) // 2])
+
+
+def change_index(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        index = json.loads((checkpoint / "index.json").read_text())
+        change(index)
+        (checkpoint / "index.json").write_text(json.dumps(index))
+
+    return damage
+
+
+def pieces(index: dict[str, Any]) -> list[Any]:
+    return index["parameters"]["embed_in.weight"]["tensors"]["exp_avg"]["pieces"]
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped bit": (flip_a_byte, "optimizer_00001.safetensors is corrupt: its checksum is wrong"),
+    "truncated": (truncate, "weights_00001.safetensors has 100 bytes and should have"),
+    "lost file": (lose_a_file, "weights_00000.safetensors is missing"),
+    "cut index": (cut_the_index, "index.json cannot be read"),
+    "no index": (lambda c: (c / "index.json").unlink(), "is not a complete checkpoint"),
+    "foreign": (
+        change_index(lambda i: i.update(format="x")),
+        "is not the index of a megatron_lite checkpoint",
+    ),
+    "newer": (
+        change_index(lambda i: i.update(format_version=9)),
+        "has format version 9 and this program reads 1",
+    ),
+    "no files": (change_index(lambda i: i.pop("files")), "is damaged (KeyError('files'))"),
+    "hole": (change_index(lambda i: pieces(i).pop()), "does not cover exp_avg of embed_in.weight"),
+    "overlap": (
+        change_index(lambda i: pieces(i).append([0, 0, 3])),
+        "does not cover exp_avg of embed_in.weight",
+    ),
+}
+
+
+def load_everything_wrong(folder: Path) -> dict[str, str]:
+    """Tries each damaged copy on one engine; the sentences. The engine is as before at the end."""
+    context = start()
+    engine = make_engine(RUN)
+    train(engine, 0, 1)
+    checkpoint = save(RUN, engine, context, folder, 1)
+    sentences = {}
+    for name, (damage, _) in DAMAGES.items():
+        copy = folder / name / "global_step1"
+        if context.is_first:
+            shutil.copytree(checkpoint, copy)
+            (copy.parent / "latest").write_text("global_step1\n")
+            damage(copy)
+        context.barrier()
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(copy.parent, engine, context)
+        sentences[name] = str(caught.value)
+    for name, other in (
+        ("optimizer", make_engine(Run(0, optimizer="sgd"))),
+        ("model", make_engine(RUN, width=11)),
+    ):
+        before = [p.clone() for p in other.module.parameters()]
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(checkpoint, other, context)
+        sentences[name] = str(caught.value)
+        assert all((a == b).all() for a, b in zip(before, other.module.parameters(), strict=True))
+    save(RUN, engine, context, folder / "after", 1)
+    return sentences
+
+
+def test_a_wrong_checkpoint_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    first, second = run_ranks(load_everything_wrong, 2, tmp_path)
+    assert first == second, "every rank says the same"
+    for name, (_, expected) in DAMAGES.items():
+        assert expected in first[name]
+        assert "\n" not in first[name]
+    assert "has other optimizer state" in first["optimizer"]
+    assert (
+        "(exp_avg, exp_avg_sq, step, by AdamW) than this run's SGD needs (momentum_buffer)"
+        in first["optimizer"]
+    )
+    assert (
+        "another model: it has in another shape embed_in.weight (13, 10) instead of (13, 11)"
+        in first["model"]
+    )
+    before, after = (tmp_path / place / str(RUN) / "global_step1" for place in ("", "after"))
+    assert all((tensor == stored_tensors(after)[key]).all() for key, tensor in stored_tensors(before).items())
+
+
+def test_export_refuses_the_same_damage(tmp_path: Path) -> None:
+    run_ranks(save_one, 2, tmp_path)
+    for name, (damage, expected) in DAMAGES.items():
+        copy = tmp_path / name / "global_step1"
+        shutil.copytree(tmp_path / str(RUN) / "global_step1", copy)
+        (copy.parent / "latest").write_text("global_step1\n")
+        damage(copy)
+        with pytest.raises(CheckpointError) as caught:
+            verify(copy.parent)
+        assert expected in str(caught.value)
+        if name not in ("flipped bit",):  # that one is in a file that holds no weights
+            with pytest.raises(CheckpointError):
+                list(read_weights(copy.parent))
+
+
+def save_one(folder: Path) -> None:
+    context = start()
+    engine = make_engine(RUN)
+    train(engine, 0, 1)
+    save(RUN, engine, context, folder, 1)
+
+
+def fill_the_disk_of_rank_1(folder: Path) -> tuple[str, list[str], str]:
+    """The error when rank 1 alone cannot write, what is in the folder afterwards, and what ``latest`` says."""
+    context = start()
+    engine = make_engine(RUN)
+    train(engine, 0, 1)
+    save(RUN, engine, context, folder, 1)
+    if dist.get_rank() == 1:
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
+    with pytest.raises(CheckpointError) as caught:
+        save(RUN, engine, context, folder, 2, keep_last=1)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    context.barrier()
+    place = folder / str(RUN)
+    names = sorted(path.name for path in place.iterdir())
+    latest = (place / "latest").read_text()
+    context.barrier()
+    save(RUN, engine, context, folder, 2, keep_last=1)  # there is room again
+    verify(place)
+    return str(caught.value), names, latest
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    first, second = run_ranks(fill_the_disk_of_rank_1, 2, tmp_path)
+    assert first == second
+    sentence, names, latest = first
+    assert sentence.endswith("optimizer_00001.safetensors cannot be written: File too large (rank 1)")
+    assert names == ["global_step1", "latest"]
+    assert latest == "global_step1\n"
+    assert [path.name for path in sorted((tmp_path / str(RUN)).iterdir())] == ["global_step2", "latest"]
+
+
+def save_often(folder: Path) -> list[list[str]]:
+    """The folder after each of several saves that keep two, with the leftovers of a killed run in it."""
+    context = start()
+    engine = make_engine(RUN)
+    place = folder / str(RUN)
+    if context.is_first:
+        (place / ".tmp-global_step77").mkdir(parents=True)
+        (place / ".tmp-global_step77" / "weights_00000.safetensors").write_text("half")
+        (place / "global_step1").mkdir()  # not complete, not ours to remove
+    listings = []
+    for step in (5, 10, 15, 15, 8):
+        train(engine, 0, 1)
+        save(RUN, engine, context, folder, step, keep_last=2)
+        context.barrier()
+        listings.append(
+            [*sorted(path.name for path in place.iterdir()), (place / "latest").read_text().strip()]
+        )
+        context.barrier()
+    return listings
+
+
+def test_old_checkpoints_go_and_the_new_one_stays(tmp_path: Path) -> None:
+    listings = run_ranks(save_often, 2, tmp_path)[0]
+    assert listings == [
+        ["global_step1", "global_step5", "latest", "global_step5"],
+        ["global_step1", "global_step10", "global_step5", "latest", "global_step10"],
+        ["global_step1", "global_step10", "global_step15", "latest", "global_step15"],
+        ["global_step1", "global_step10", "global_step15", "latest", "global_step15"],
+        ["global_step1", "global_step15", "global_step8", "latest", "global_step8"],
+    ]
+    verify(tmp_path / str(RUN) / "global_step15")
+
+
+def test_finding_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    with pytest.raises(CheckpointError, match="the folder does not exist"):
+        find_checkpoint(folder)
+    for step in (5, 10):
+        (folder / f"global_step{step}").mkdir(parents=True)
+        (folder / f"global_step{step}" / "index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="complete ones are there for steps 5, 10"):
+        find_checkpoint(folder)
+    (folder / "latest").write_text("global_step10")  # as DeepSpeed writes it, without an end of line
+    assert find_checkpoint(folder) == folder / "global_step10"
+    assert find_checkpoint(folder, 5) == folder / "global_step5"
+    assert find_checkpoint(folder / "global_step5") == folder / "global_step5"
+    with pytest.raises(CheckpointError, match="global_step7 is not a complete checkpoint: complete ones"):
+        find_checkpoint(folder, 7)
+    with pytest.raises(CheckpointError, match="not the one of step 7"):
+        find_checkpoint(folder / "global_step5", 7)
+    (folder / "latest").write_text("../elsewhere")
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
+        find_checkpoint(folder)
+    (folder / "global_step20").mkdir()
+    (folder / "global_step20" / "mp_rank_00_model_states.pt").touch()
+    with pytest.raises(CheckpointError, match=r"DeepSpeed's own files \(\*.pt\)"):
+        find_checkpoint(folder, 20)
+
+
+def test_what_is_not_supported_is_said() -> None:
+    class ZenFlowZeroOptimizer:
+        """Stands for a wrapper with state of its own."""
+
+    with pytest.raises(CheckpointError, match="under DeepSpeed's ZenFlowZeroOptimizer are not supported"):
+        layout_of(SimpleNamespace(optimizer=ZenFlowZeroOptimizer()))
+    stage3 = type("DeepSpeedZeroOptimizer_Stage3", (), {"swap_optimizer": True})
+    with pytest.raises(CheckpointError, match="offloads to NVMe are not supported; offload to cpu"):
+        layout_of(SimpleNamespace(optimizer=stage3()))
