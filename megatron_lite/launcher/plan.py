@@ -24,9 +24,9 @@ def run_summary(config: Config, machine: Machine, ranks: int, several_hosts: boo
     ``ranks`` of them run on ``machine``. ``vocab_size`` must be known.
     """
     estimate = estimate_memory(config, on_gpu=bool(machine.gpus))
-    memory = [f"{_gigabytes(estimate.device_total)} a rank, estimated: {_parts(estimate.device)}"]
+    memory = [f"{_size(estimate.device_total)} a rank, estimated: {_parts(estimate.device)}"]
     if estimate.host:
-        memory.append(f"and in main memory {_gigabytes(estimate.host_total)} a rank: {_parts(estimate.host)}")
+        memory.append(f"and in main memory {_size(estimate.host_total)} a rank: {_parts(estimate.host)}")
     memory.append("the hosts' memory is not checked" if several_hosts else _use(estimate, machine, ranks))
     kernels = {"attention": _attention_kernel(config, machine)}
     return summary(config, count_parameters(config), kernels, memory)
@@ -59,14 +59,14 @@ def _suggestion(suggestion: Suggestion, machine: Machine, ranks: int) -> str:
 
 def _use(estimate: MemoryEstimate, machine: Machine, ranks: int) -> str:
     """Needed beside available, for all ranks of ``machine``."""
-    main = f"of {_gigabytes(machine.memory_available)} available"
+    main = f"of {_size(machine.memory_available)} available"
     if not machine.gpus:
         needed = ranks * (estimate.device_total + estimate.host_total)
-        return f"{_ranks(ranks)} {_gigabytes(needed)} of main memory, {main}"
+        return f"{_ranks(ranks)} {_size(needed)} of main memory, {main}"
     smallest = min(gpu.memory_free for gpu in machine.gpus[:ranks])
     return (
-        f"{_gigabytes(estimate.device_total)} of GPU memory a rank, of {_gigabytes(smallest)} free; "
-        f"{_ranks(ranks)} {_gigabytes(ranks * estimate.host_total)} of main memory, {main}"
+        f"{_size(estimate.device_total)} of GPU memory a rank, of {_size(smallest)} free; "
+        f"{_ranks(ranks)} {_size(ranks * estimate.host_total)} of main memory, {main}"
     )
 
 
@@ -74,12 +74,15 @@ def _ranks(ranks: int) -> str:
     return "1 rank needs" if ranks == 1 else f"{ranks} ranks need"
 
 
-def _gigabytes(size: int) -> str:
+def _size(size: int) -> str:
+    """Bytes for people: MB, GB, from a thousand GB on with commas."""
+    if size < 1e9:
+        return f"{size / 1e6:.0f} MB"
     return f"{size / 1e9:.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
 
 
 def _parts(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+    return ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
 
 
 def _attention_kernel(config: Config, machine: Machine) -> str:

@@ -150,8 +150,9 @@ def _bucket_bytes(config: Config, on_gpu: bool) -> int:
     model.
     """
     stage, width = _stage(config), element_bytes(config)
-    if stage == 0 and config.parallel.data_parallel_size == 1:
-        return 0
+    sends_nothing = stage == 0 or (stage == 1 and config.precision.precision == "bf16")
+    if sends_nothing and config.parallel.data_parallel_size == 1:
+        return 0  # the other engines fill their buckets even so
     elements = _zero_number(config, "reduce_bucket_size")
     used = min(elements, parameters_by_place(config).total)
     buckets = 4 if stage == 3 else 2 if config.zero.block.get("overlap_comm") else 1

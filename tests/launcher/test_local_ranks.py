@@ -1,0 +1,203 @@
+"""The starter of one machine's ranks, with real processes that do next to nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = """
+import os, sys
+from megatron_lite.launcher.local import start_ranks
+from megatron_lite.utils.log import setup_logging
+setup_logging()
+sys.exit(start_ranks([sys.executable, "-c", sys.argv[1]], int(sys.argv[2]), os.environ))
+"""
+PRELUDE = """
+import os, signal, sys, time
+rank = int(os.environ['RANK'])
+def say(*words):  # in one write, so that the lines of two ranks do not mix
+    os.write(1, (' '.join(map(str, words)) + '\\n').encode())
+"""
+SAVES_WHEN_ASKED = """
+asked = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: asked.append(number))
+say('ready')
+while not asked:
+    time.sleep(0.01)
+time.sleep(0.3)
+say('saved', len(asked))
+"""
+IGNORES_SIGNALS = """
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+say('ready', os.getpid())
+time.sleep(60)
+"""
+
+
+def launch(script: str, ranks: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LAUNCH, PRELUDE + script, str(ranks)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 30) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> list[str]:
+    assert process.stdout is not None
+    return [process.stdout.readline() for _ in range(ranks)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_each_rank_knows_its_place() -> None:
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"]
+    status, out, _ = finish(launch(f"say(*(os.environ[name] for name in {names}))", 3))
+    assert status == 0
+    assert sorted(out.splitlines()) == [f"{rank} {rank} 3 3 127.0.0.1" for rank in range(3)]
+
+
+def test_the_meeting_port_is_one_and_can_be_listened_on() -> None:
+    script = """
+import socket
+port = int(os.environ['MASTER_PORT'])
+say(port)
+if rank == 0:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(('', port))
+    listener.listen()
+    listener.accept()
+else:
+    for _ in range(500):
+        try:
+            socket.create_connection(('127.0.0.1', port)).close()
+            break
+        except OSError:
+            time.sleep(0.01)
+"""
+    status, out, _ = finish(launch(script, 2))
+    assert status == 0
+    assert len(set(out.split())) == 1
+
+
+def test_a_dying_rank_is_named_and_takes_the_others_down() -> None:
+    started = time.monotonic()
+    process = launch("sys.exit(7) if rank == 1 else time.sleep(60)", 3)
+    status, _, err = finish(process)
+    assert status == 7
+    assert "rank 1 ended with exit status 7" in err
+    assert time.monotonic() - started < 15
+
+
+def test_a_rank_killed_by_a_signal() -> None:
+    status, _, err = finish(
+        launch("os.kill(os.getpid(), signal.SIGSEGV) if rank == 0 else time.sleep(60)", 2)
+    )
+    assert status == 128 + signal.SIGSEGV
+    assert "rank 0 was ended by SIGSEGV" in err
+
+
+def test_deaf_ranks_are_killed_after_the_grace() -> None:
+    process = launch(f"if rank == 0:\n time.sleep(1)\n sys.exit(3)\n{IGNORES_SIGNALS}", 2)
+    (line,) = wait_until_ready(process, 1)
+    status, _, _ = finish(process)
+    assert status == 3
+    assert not is_alive(int(line.split()[1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_every_rank_once_and_a_saved_run_ends_well(number: signal.Signals) -> None:
+    process = launch(SAVES_WHEN_ASKED, 2)
+    wait_until_ready(process, 2)
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert status == 0, err
+    assert out.splitlines() == ["saved 1", "saved 1"]
+    assert number.name in err
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_ranks_once() -> None:
+    """A terminal sends SIGINT to its whole foreground group; the ranks are not in it."""
+    command = [sys.executable, "-c", LAUNCH, PRELUDE + SAVES_WHEN_ASKED, "2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until_ready(process, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    status, out, _ = finish(process)
+    assert status == 0
+    assert out.splitlines() == ["saved 1", "saved 1"]
+
+
+def test_a_second_signal_kills() -> None:
+    process = launch(IGNORES_SIGNALS, 2)
+    pids = [int(line.split()[1]) for line in wait_until_ready(process, 2)]
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    status, _, _ = finish(process, timeout=10)
+    assert status == 128 + signal.SIGKILL
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_what_a_killed_rank_started_dies_with_it() -> None:
+    script = f"""
+import subprocess
+if rank == 0:
+    time.sleep(1)
+    sys.exit(5)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+say('child', child.pid)
+{IGNORES_SIGNALS}"""
+    process = launch(script, 2)
+    lines = wait_until_ready(process, 2)
+    assert finish(process)[0] == 5
+    deadline = time.monotonic() + 5
+    pids = [int(line.split()[1]) for line in lines]
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)  # an orphan's end is collected by the system, some time
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processes of their parent's death")
+def test_ranks_do_not_outlive_a_killed_launcher() -> None:
+    process = launch(SAVES_WHEN_ASKED + "say('pid', os.getpid())", 1)
+    wait_until_ready(process, 1)
+    process.kill()
+    out, _ = process.communicate(timeout=10)  # ends when the rank has closed its end of the pipe
+    assert "saved 1" in out
+
+
+def test_a_port_is_not_given_twice() -> None:
+    """While ranks run, the system hands their port to nobody who asks for a free one."""
+    process = launch("say(os.environ['MASTER_PORT']); time.sleep(3)", 1)
+    (line,) = wait_until_ready(process, 1)
+    sockets = [socket.socket() for _ in range(200)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    taken = {each.getsockname()[1] for each in sockets}
+    for each in sockets:
+        each.close()
+    assert int(line) not in taken
+    assert finish(process)[0] == 0

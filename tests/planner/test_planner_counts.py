@@ -1,0 +1,92 @@
+"""Parameters and operations by formula, against published figures and against models that were built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_lite.config import Config, config_from_keys
+from megatron_lite.model import build_gpt
+from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.planner import count_parameters, flops_per_sequence, parameters_by_place
+
+
+def gpt2(layers: int, hidden: int, heads: int, biases: bool = True) -> Config:
+    return config_from_keys(
+        {
+            "num_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "seq_length": 1024,
+            "pos_emb": "learned",
+            "vocab_size": 50257,
+            "make_vocab_size_divisible_by": 1,
+            "use_bias_in_norms": biases,
+            "use_bias_in_attn_linear": biases,
+            "use_bias_in_mlp": biases,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ((12, 768, 12), 124_439_808),
+        ((24, 1024, 16), 354_823_168),
+        ((36, 1280, 20), 774_030_080),
+        ((48, 1600, 25), 1_557_611_200),
+        ((12, 768, 12, False), 124_337_664),
+    ],
+)
+def test_gpt2_sizes(shape: tuple[Any, ...], parameters: int) -> None:
+    assert count_parameters(gpt2(*shape)) == parameters
+
+
+def test_flops_of_gpt2() -> None:
+    assert flops_per_sequence(gpt2(12, 768, 12, biases=False)) == 875_062_886_400
+
+
+def test_untying_the_head_costs_memory_but_no_operations() -> None:
+    tied = gpt2(12, 768, 12)
+    untied = tied.with_keys(no_weight_tying=True)
+    assert count_parameters(untied) - count_parameters(tied) == 50257 * 768
+    assert flops_per_sequence(untied) == flops_per_sequence(tied)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    kv_heads, queries_per_key = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 4]))
+    heads = kv_heads * queries_per_key
+    sizes = {
+        "num_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "num_kv_heads": kv_heads,
+        "hidden_size": heads * 2 * draw(st.integers(1, 5)),
+        "seq_length": draw(st.integers(1, 16)),
+        "max_position_embeddings": 16,
+        "vocab_size": draw(st.integers(1, 300)),
+        "make_vocab_size_divisible_by": draw(st.sampled_from([1, 8, 128])),
+        "mlp_multiple_of": draw(st.sampled_from([1, 8])),
+        "pos_emb": draw(st.sampled_from(["rotary", "learned", "none"])),
+        "norm": draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        "activation": draw(st.sampled_from(["gelu", "swiglu", "bilinear"])),
+    }
+    names = (
+        "no_weight_tying use_bias_in_norms use_bias_in_attn_linear use_bias_in_mlp use_qk_layernorm "
+        "gpt_j_residual gpt_j_tied"
+    )
+    return sizes | {name: draw(st.booleans()) for name in names.split()}
+
+
+@given(shapes())
+@settings(max_examples=60, deadline=None)
+def test_count_is_that_of_the_built_model(keys: dict[str, Any]) -> None:
+    config = config_from_keys(keys)
+    gpt = build_gpt(config, ParameterFactory(1, device=torch.device("meta")))
+    assert count_parameters(config) == sum(parameter.numel() for parameter in gpt.parameters())
+    places = parameters_by_place(config)
+    assert places.layer == sum(parameter.numel() for parameter in gpt.layers[1].parameters())

@@ -1,0 +1,167 @@
+"""The memory estimate: ZeRO's published table, its own laws, and the memory that real runs take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_lite.config import Config, config_from_keys
+from megatron_lite.data.indexed import IndexedWriter
+from megatron_lite.planner import (
+    Gpu,
+    Machine,
+    MemoryEstimate,
+    count_parameters,
+    estimate_memory,
+    fits,
+    suggest_fitting_keys,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS: dict[str, Any] = {
+    "num_layers": 24,
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "seq_length": 1024,
+    "pos_emb": "rotary",
+    "vocab_size": 50257,
+    "train_micro_batch_size_per_gpu": 8,
+    "precision": "bf16",
+}
+
+
+def config(ranks: int = 1, **keys: Any) -> Config:
+    return config_from_keys({**KEYS, **keys}, world_size=ranks)
+
+
+def states(ranks: int, stage: int, **keys: Any) -> MemoryEstimate:
+    return estimate_memory(config(ranks, zero_optimization={"stage": stage, **keys}), on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "gradients", "optimizer"),
+    # Rajbhandari et al. 2020, figure 1: bytes a parameter, 2, 2 and 12 in all; gradients here in fp32.
+    [(1, 2.0, 4.0, 12 / 64), (2, 2.0, 4 / 64, 12 / 64), (3, 2 / 64, 4 / 64, 12 / 64)],
+)
+def test_zero_paper(stage: int, parameters: float, gradients: float, optimizer: float) -> None:
+    count = count_parameters(config(64))
+    device = states(64, stage).device
+    for part, per_parameter in (
+        ("parameters", parameters),
+        ("gradients", gradients),
+        ("optimizer", optimizer),
+    ):
+        assert device[part] / count == pytest.approx(per_parameter, rel=1e-3)
+
+
+def test_every_stage_needs_less_of_the_states() -> None:
+    needs = [
+        sum(states(8, stage).device[part] for part in ("parameters", "gradients", "optimizer"))
+        for stage in range(1, 4)
+    ]
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_offload_moves_the_optimizer_to_main_memory() -> None:
+    kept, moved = states(8, 2), states(8, 2, offload_optimizer={"device": "cpu"})
+    assert "optimizer" not in moved.device
+    assert moved.host["optimizer"] == kept.device["optimizer"]
+    on_disk = states(8, 3, offload_optimizer={"device": "nvme"}, offload_param={"device": "nvme"})
+    assert not {"optimizer", "parameters"} & {*on_disk.host, *on_disk.device}
+
+
+def test_activation_checkpointing_keeps_inputs_only() -> None:
+    whole = estimate_memory(config()).device["activations"]
+    recomputed = estimate_memory(config(checkpoint_activations=True)).device["activations"]
+    tokens, layers, hidden = 8 * 1024, 24, 1024
+    assert tokens * layers * hidden * 2 < recomputed < whole / 8
+
+
+def test_suggestions_fit_and_leave_the_global_batch_alone() -> None:
+    run = config(train_micro_batch_size_per_gpu=8, gradient_accumulation_steps=2)
+    machine = Machine(cores=2, memory_total=12 << 30, memory_available=12 << 30)
+    assert not fits(estimate_memory(run), machine, 1)
+    suggestions = suggest_fitting_keys(run, machine, 1)
+    assert suggestions
+    for suggestion in suggestions:
+        changed = run.with_keys(**suggestion.keys)
+        assert fits(estimate_memory(changed), machine, 1)
+        assert changed.batch.train_batch_size == run.batch.train_batch_size
+    assert suggestions[0].keys == {"checkpoint_activations": True}
+    assert str(suggestions[0]) == "--set checkpoint_activations=true"
+    # ZeRO shares among ranks, offload takes load off GPUs: neither helps one rank on a CPU.
+    assert not any(key.startswith("zero") for suggestion in suggestions for key in suggestion.keys)
+
+
+def test_a_combination_when_no_single_key_is_enough() -> None:
+    gpus = (Gpu("small", 6 << 30, 6 << 30),) * 4
+    machine = Machine(cores=16, memory_total=256 << 30, memory_available=256 << 30, gpus=gpus)
+    run = config(4, zero_optimization={"stage": 0, "reduce_bucket_size": 5e7}, num_layers=48)
+    (suggestion,) = suggest_fitting_keys(run, machine, 4)
+    batch = {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}  # these change together
+    changes = [{key} for key in suggestion.keys if key not in batch]
+    changes += [batch] if batch <= set(suggestion.keys) else []
+    assert len(changes) > 1
+    for change in changes:  # nothing is there that is not needed
+        without = {name: value for name, value in suggestion.keys.items() if name not in change}
+        assert not fits(estimate_memory(run.with_keys(**without), on_gpu=True), machine, 4)
+
+
+def test_nothing_helps_a_model_that_is_too_large() -> None:
+    machine = Machine(cores=2, memory_total=1 << 30, memory_available=1 << 30)
+    assert suggest_fitting_keys(config(), machine, 1) == []
+
+
+SMALL = {
+    "seq_length": 128,
+    "train_iters": 3,
+    "eval_iters": 0,
+    "log_interval": 1,
+    "tokenizer_type": "ByteTokenizer",
+}
+MEASURED = [
+    # mostly model states; mostly activations; shared parameters
+    (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12}),
+    (
+        1,
+        {
+            "num_layers": 16,
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "train_micro_batch_size_per_gpu": 16,
+        },
+    ),
+    (2, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "zero_optimization.stage": 3}),
+    (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "precision": "bf16"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "keys"), MEASURED)
+def test_estimate_against_a_real_run(ranks: int, keys: dict[str, Any], tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "corpus", np.dtype(np.uint16)) as writer:
+        for _ in range(200):
+            writer.add([*range(256), 256])
+    given = {**SMALL, "data_path": str(tmp_path / "corpus"), "num_gpus": ranks, **keys}
+    estimate = estimate_memory(config_from_keys(given | {"vocab_size": 257}, world_size=ranks))
+    peak = peak_memory(tmp_path, given)
+    assert 0.7 < peak / (estimate.device_total + estimate.host_total) < 1.5
+
+
+def peak_memory(folder: Path, keys: dict[str, Any]) -> int:
+    """Peak resident bytes of the largest rank of a run of ``keys`` (ru_maxrss of the launcher's children)."""
+    (folder / "run.yml").write_text("{}")
+    words = [f"{key}={value}" for key, value in {**keys, "run_dir": folder / "run"}.items()]
+    command = [sys.executable, "deepy.py", "train.py", str(folder / "run.yml"), "--set", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, (folder / "log").read_text()
+    return usage.ru_maxrss << 10
