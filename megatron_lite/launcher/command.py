@@ -10,11 +10,12 @@ from pathlib import Path
 
 from megatron_lite.config import Config, load_config
 from megatron_lite.config.cli import COMMAND_VARIABLE, add_config_arguments, config_paths, typed_command
+from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.embedded import VOCAB_SIZE
 from megatron_lite.data.prepare import prepare_data
 from megatron_lite.launcher.local import start_ranks
 from megatron_lite.launcher.multinode import start_on_hosts
-from megatron_lite.launcher.plan import check_fits, run_summary
+from megatron_lite.launcher.plan import check_fits, run_summary, tokens_line
 from megatron_lite.launcher.resources import Resources, find_resources, launcher_keys
 from megatron_lite.planner import Machine, this_machine
 from megatron_lite.utils.errors import ConfigError, command_line
@@ -82,14 +83,17 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
     The memory is checked before the embedded default data is built, which takes minutes the first time.
     """
     ranks_here = len(next(iter(resources.hosts.values())))
+    is_checked = not resources.several and not force
     names_data = config.data.data_path or config.data.train_data_paths
-    if config.model.vocab_size is None and not names_data:
-        expected = config.with_keys(vocab_size=VOCAB_SIZE)
-    else:
-        expected = config = prepare_data(config)
-    if not resources.several and not force:
-        check_fits(expected, machine, ranks_here)
-    return run_summary(prepare_data(config), machine, ranks_here, resources.several)
+    if is_checked and config.model.vocab_size is None and not names_data:
+        check_fits(config.with_keys(vocab_size=VOCAB_SIZE), machine, ranks_here)
+    config = prepare_data(config)
+    if is_checked:
+        check_fits(config, machine, ranks_here)
+    page = run_summary(config, machine, ranks_here, resources.several)
+    # The hosts' files may not be here. On this machine, opening the data finds a missing or damaged file now,
+    # once, and not in every rank.
+    return page if resources.several else f"{page}\n{tokens_line(open_datasets(config))}"
 
 
 def _environment(resources: Resources, machine: Machine) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from megatron_lite.config import Config
-from megatron_lite.config.summary import summary
+from megatron_lite.config.summary import short_count, summary
+from megatron_lite.data.datasets import Splits
 from megatron_lite.planner import (
     Machine,
     MemoryEstimate,
@@ -30,6 +31,13 @@ def run_summary(config: Config, machine: Machine, ranks: int, several_hosts: boo
     memory.append("the hosts' memory is not checked" if several_hosts else _use(estimate, machine, ranks))
     kernels = {"attention": _attention_kernel(config, machine)}
     return summary(config, count_parameters(config), kernels, memory)
+
+
+def tokens_line(datasets: Splits) -> str:
+    """The summary's line about the data's size. Raises DataError when a file is missing or damaged."""
+    valid = datasets.valid
+    evaluated = f"{short_count(valid.tokens)} to evaluate on" if valid else "none to evaluate on"
+    return f"{'tokens':<10}{short_count(datasets.train.tokens)} to train on, {evaluated}"
 
 
 def check_fits(config: Config, machine: Machine, ranks: int) -> None:

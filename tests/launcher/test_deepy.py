@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from megatron_lite.data.indexed import IndexedWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 32\n"
@@ -55,6 +58,7 @@ def contents(folder: Path) -> set[str]:
         (["train.py", "tiny", "-H", "hosts"], "hostfile hosts does not exist"),
         (["train.py", "tiny", "--set", "num_nodes=2"], "name a hostfile"),
         (["train.py", "tiny", "--set", "data_path=nowhere"], "no vocabulary"),
+        (["train.py", "tiny", "--set", "data_path=nowhere", "tokenizer_type=ByteTokenizer"], "nowhere"),
     ],
 )
 def test_bad_input_is_answered_at_once_and_writes_nothing(
@@ -117,8 +121,11 @@ def test_a_machine_that_is_too_small_names_keys_that_help(folder: Path) -> None:
 
 
 def test_the_summary_says_what_will_run(folder: Path) -> None:
-    data = [f"tokenizer_type=ByteTokenizer data_path={folder / 'corpus'}"]
-    run = deepy(folder, "train.py", "tiny", "--set", *data[0].split(), "num_gpus=2", "precision=bf16")
+    with IndexedWriter(folder / "corpus", np.dtype(np.uint16)) as writer:
+        for _ in range(10):
+            writer.add([*range(256), 256])
+    data = ["tokenizer_type=ByteTokenizer", "data_path=corpus", "split=8,1,1"]
+    run = deepy(folder, "train.py", "tiny", "--set", *data, "num_gpus=2", "precision=bf16")
     assert run.returncode == 0, run.stderr
     lines = {line.split(maxsplit=1)[0]: line for line in run.stdout.splitlines() if line[:1].isalpha()}
     assert "2 layers of 32" in lines["model"]
@@ -126,6 +133,7 @@ def test_the_summary_says_what_will_run(folder: Path) -> None:
     assert "bf16" in lines["layout"]
     assert "attention sdpa" in lines["kernels"]
     assert "a rank" in lines["memory"]
+    assert "2.06k to train on" in lines["tokens"]  # 8 of 10 documents of 257 tokens
     assert run.stdout.index("model") < run.stdout.index("0 2 tiny.yml")  # before the ranks
 
 
