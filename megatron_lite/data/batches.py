@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,10 @@ class Batch:
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor | None = None
+
+
+Fetch = Callable[[Dataset, int, int], Batch]
+"""(data set, first sample, count) → micro-batch: :func:`micro_batch` with the run's device and mask."""
 
 
 def micro_batch(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from megatron_lite.config import Config
-from megatron_lite.data.batches import Batch, micro_batch
+from megatron_lite.data.batches import Batch, Fetch
 from megatron_lite.data.windows import Dataset
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training.batch_ramp import BatchPlan
@@ -22,6 +22,7 @@ def run_steps(
     context: ParallelContext,
     engine: Engine,
     dataset: Dataset,
+    fetch: Fetch,
     schedule: Schedule,
     plan: BatchPlan,
     state: TrainState,
@@ -34,7 +35,7 @@ def run_steps(
         for hook in hooks:
             hook.before_step(state)
         samples = plan.batch(state.samples)
-        batches = micro_batches(config, context, dataset, state.samples, samples)
+        batches = micro_batches(config, context, dataset, fetch, state.samples, samples)
         lr = schedule.lr(state.step, state.tokens)
         seed_dropout(config.training.seed, context.data_rank, state.step)
 
@@ -50,7 +51,7 @@ def run_steps(
 
 
 def micro_batches(
-    config: Config, context: ParallelContext, dataset: Dataset, first: int, count: int
+    config: Config, context: ParallelContext, dataset: Dataset, fetch: Fetch, first: int, count: int
 ) -> list[Batch]:
     """This rank's share of the samples ``first`` … ``first + count - 1``, in micro-batches.
 
@@ -59,7 +60,7 @@ def micro_batches(
     """
     size = config.batch.train_micro_batch_size_per_gpu
     starts = range(first + context.data_rank * size, first + count, context.data_size * size)
-    return [micro_batch(dataset, start, size, context.device) for start in starts]
+    return [fetch(dataset, start, size) for start in starts]
 
 
 def seed_dropout(seed: int, data_rank: int, step: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
+from megatron_lite.data.batches import Fetch, micro_batch
 from megatron_lite.data.datasets import Splits, open_datasets
-from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.metrics import open_backends
 from megatron_lite.metrics.progress import Progress
 from megatron_lite.model import build_gpt
@@ -26,7 +28,7 @@ from megatron_lite.training.loop import run_steps
 from megatron_lite.training.objectives import OBJECTIVES
 from megatron_lite.training.schedule import Schedule
 from megatron_lite.training.state import Hook, TrainState
-from megatron_lite.utils.errors import CheckpointError
+from megatron_lite.utils.errors import CheckpointError, ConfigError
 from megatron_lite.utils.files import write_text
 from megatron_lite.utils.log import LOGGER
 
@@ -40,12 +42,17 @@ def train(config: Config, context: ParallelContext) -> int:
         UserError: what is wrong with keys, data or a checkpoint, or that the loss is not a number.
     """
     batch, training = config.batch, config.training
+    if training.train_iters == 0:
+        raise ConfigError("train_iters is not given: say how many steps to train.")
     quantum = batch.train_micro_batch_size_per_gpu * context.data_size
     plan = plan_batches(batch.train_batch_size, config.model.seq_length, batch.rampup_batch_size, quantum)
     schedule = schedule_of(config)
     checkpoint = checkpoint_to_load(config)
     datasets = open_datasets(config)
     training_data = datasets.train
+    tokenizer = load_tokenizer(config.data)
+    masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
+    fetch = partial(micro_batch, device=context.device, masked_token=masked_token)
     with distributed(context):
         engine = Engine(
             config,
@@ -56,9 +63,9 @@ def train(config: Config, context: ParallelContext) -> int:
         state = begin_from(checkpoint, config, context, engine)
         if context.is_first:
             write_text(config.run_dir / "config.yml", config.to_yaml())
-        hooks = make_hooks(config, context, engine, datasets, state)
+        hooks = make_hooks(config, context, engine, datasets, fetch, tokenizer, state)
         try:
-            run_steps(config, context, engine, training_data, schedule, plan, state, hooks)
+            run_steps(config, context, engine, training_data, fetch, schedule, plan, state, hooks)
         finally:
             for hook in hooks:
                 hook.close()
@@ -68,15 +75,20 @@ def train(config: Config, context: ParallelContext) -> int:
 
 
 def make_hooks(
-    config: Config, context: ParallelContext, engine: Engine, datasets: Splits, state: TrainState
+    config: Config,
+    context: ParallelContext,
+    engine: Engine,
+    datasets: Splits,
+    fetch: Fetch,
+    tokenizer: Tokenizer,
+    state: TrainState,
 ) -> list[Hook]:
     """What hangs on the loop, in the order in which it happens after a step."""
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
-    tokenizer = load_tokenizer(config.data)
     return [
         Figures(config, context, backends, progress),
-        Evaluation(config, context, engine, datasets.valid, tokenizer, backends, progress),
+        Evaluation(config, context, engine, datasets.valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
         Checkpoints(config, context, engine),
     ]

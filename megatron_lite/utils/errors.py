@@ -47,8 +47,8 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
         except OSError as error:
-            where = f" {error.filename}" if error.filename else ""
-            print(f"error:{where}: {error.strerror or error}", file=sys.stderr)
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return EXIT_CODE
 
     return run

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from megatron_lite.config import Config
-from megatron_lite.data.batches import Batch, micro_batch
+from megatron_lite.data.batches import Batch, Fetch
 from megatron_lite.data.tokenizers import Tokenizer
 from megatron_lite.data.windows import Dataset
 from megatron_lite.metrics import Backend
@@ -33,6 +33,7 @@ class Evaluation(Hook):
         context: ParallelContext,
         engine: Engine,
         dataset: Dataset | None,
+        fetch: Fetch,
         tokenizer: Tokenizer,
         backends: list[Backend],
         progress: Progress,
@@ -41,6 +42,7 @@ class Evaluation(Hook):
         self._context = context
         self._engine = engine
         self._dataset = dataset
+        self._fetch = fetch
         self._tokenizer = tokenizer
         self._backends = backends
         self._progress = progress
@@ -102,7 +104,7 @@ class Evaluation(Hook):
             count = min(size, total - start)
             is_ours = count > 0
             first, count = (start, count) if is_ours else (0, 1)
-            yield micro_batch(dataset, first, count, self._context.device), is_ours
+            yield self._fetch(dataset, first, count), is_ours
 
     def _measured_bytes_per_token(self, dataset: Dataset) -> float:
         """Bytes of UTF-8 text per token of the first evaluation samples, end-of-document tokens left out."""
