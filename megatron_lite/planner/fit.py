@@ -52,9 +52,13 @@ def suggest_fitting_keys(config: Config, machine: Machine, ranks: int) -> list[S
     stays, and so do precision and model.
     """
     changes = list(_changes(config, bool(machine.gpus)))
-    singles = [found for keys in changes if (found := _try(config, machine, ranks, keys))]
+    singles: dict[frozenset[str], Suggestion] = {}
+    for keys in changes:
+        found = _try(config, machine, ranks, keys)
+        if found:  # of the values of one key, the first that fits is the least intrusive
+            singles.setdefault(frozenset(keys), found)
     if singles:
-        return singles
+        return list(singles.values())
     combined: Keys = {}
     for keys in changes:
         combined |= keys
