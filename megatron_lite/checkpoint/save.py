@@ -13,7 +13,13 @@ from typing import Any
 import megatron_lite
 from megatron_lite.checkpoint.engine_state import counters_of, loss_scaler_of, rng_state
 from megatron_lite.checkpoint.files import Item, write_file
-from megatron_lite.checkpoint.folder import checkpoint_name, remove_checkpoint, remove_old, set_latest
+from megatron_lite.checkpoint.folder import (
+    LATEST,
+    checkpoint_name,
+    remove_checkpoint,
+    remove_old,
+    set_latest,
+)
 from megatron_lite.checkpoint.fragments import Fragment, layout_fragments
 from megatron_lite.checkpoint.index import (
     INDEX_NAME,
@@ -119,6 +125,8 @@ def _make_empty(temporary: Path) -> None:
     """Make the temporary folder; runs that were killed while saving may have left some."""
     for leftover in temporary.parent.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
+    for leftover in temporary.parent.glob(f".{LATEST}.*.tmp"):
+        leftover.unlink()
     temporary.mkdir(parents=True)
 
 

@@ -194,6 +194,7 @@ def save_often(folder: Path) -> list[list[str]]:
     if context.is_first:
         (place / ".tmp-global_step77").mkdir(parents=True)
         (place / ".tmp-global_step77" / "weights_00000.safetensors").write_text("half")
+        (place / ".latest.123.tmp").write_text("half")
         (place / "global_step1").mkdir()  # not complete, not ours to remove
     listings = []
     for step in (5, 10, 15, 15, 8):
