@@ -14,7 +14,6 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from megatron_lite.model.cpu_attention import causal_blocks
 from megatron_lite.utils.errors import ConfigError
 
 
@@ -62,23 +61,10 @@ def flash_serves(device_type: str, dtype: torch.dtype) -> bool:
     )
 
 
-def causal_cpu_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
-    """:func:`causal_blocks`; it has no dropout and a compiler cannot trace it, so that SDPA takes these."""
-    if dropout or torch.compiler.is_compiling():
-        return causal_sdpa(q, k, v, dropout)
-    return causal_blocks(q, k, v)
-
-
-def cpu_blocks_serve(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether this is bf16 on a CPU that multiplies it in hardware."""
-    return device_type == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-
-
 ATTENTION_KERNELS: dict[str, AttentionKernel] = {
     "flash_attn": AttentionKernel(
         causal_flash, flash_serves, "the flash-attn package, a CUDA device and fp16 or bf16"
     ),
-    "cpu_blocks": AttentionKernel(causal_cpu_blocks, cpu_blocks_serve, "bf16 on a CPU with AVX512-BF16"),
     "sdpa": AttentionKernel(causal_sdpa, lambda device_type, dtype: True, "nothing"),
 }
 """``attention_backend`` → kernel, the preferred first. To add one: a line here."""

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from small_models import random_tokens, scatter_weights, small_config, small_gpt
 
 from megatron_lite.model import build_gpt, kernels
-from megatron_lite.model.cpu_attention import bf16_products, causal_blocks, tiles
 from megatron_lite.model.kernels import ATTENTION_KERNELS, causal_flash, causal_sdpa, choose_kernel
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.utils.errors import ConfigError
@@ -36,42 +35,6 @@ def test_sdpa_is_the_formula(kv_heads: int) -> None:
     torch.testing.assert_close(causal_sdpa(q, k, v, 0.0), formula(q, k, v))
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("length", [1, 9, 300, 520])  # one block, a part of one, several
-def test_cpu_blocks_follow_sdpa_in_double(length: int, kv_heads: int) -> None:
-    """Output and gradients as near to the exact ones as bf16 allows, and as SDPA's own bf16 kernel comes."""
-    torch.manual_seed(0)
-    shapes = [(2, heads, length, 24) for heads in (6, kv_heads, kv_heads)]
-    exact = [torch.randn(shape).bfloat16().double().requires_grad_() for shape in shapes]
-    ours, theirs = ([each.detach().bfloat16().requires_grad_() for each in exact] for _ in range(2))
-    gradient = torch.randn(shapes[0]).bfloat16()
-    outputs = [causal_sdpa(*exact, 0.0), causal_blocks(*ours), causal_sdpa(*theirs, 0.0)]
-    for output in outputs:
-        output.backward(gradient.to(output.dtype))
-    results = [
-        [out, *(each.grad for each in inputs)]
-        for out, inputs in zip(outputs, (exact, ours, theirs), strict=True)
-    ]
-    for expected, found, reference in zip(*results, strict=True):
-        error, allowed = (found.double() - expected).norm(), (reference.double() - expected).norm()
-        assert error < 1.5 * allowed + 1e-3 * expected.norm() + 1e-5
-
-
-def test_cpu_blocks_leave_the_precision_of_products_alone() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with bf16_products():
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
-@pytest.mark.parametrize("length", [5, 256, 300, 1000])
-def test_tiles_cover_each_visible_score_once(length: int) -> None:
-    count = torch.zeros(40, length, length, dtype=torch.uint8)
-    for heads, rows, seen in tiles(40, length):
-        count[heads, rows, seen] += 1
-    assert bool((count.tril() == torch.ones_like(count).tril()).all())
-
-
 @pytest.mark.parametrize(
     ("device", "dtype", "installed", "expected"),
     [
@@ -79,7 +42,7 @@ def test_tiles_cover_each_visible_score_once(length: int) -> None:
         ("cuda", torch.float16, True, "flash_attn"),
         ("cuda", torch.float32, True, "sdpa"),
         ("cuda", torch.bfloat16, False, "sdpa"),
-        ("cpu", torch.bfloat16, True, "cpu_blocks"),
+        ("cpu", torch.bfloat16, True, "sdpa"),
         ("cpu", torch.float32, True, "sdpa"),
     ],
 )
@@ -87,7 +50,6 @@ def test_auto_takes_the_fastest_that_serves(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr(kernels, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert choose_kernel("auto", device, dtype) == expected
     assert choose_kernel("sdpa", device, dtype) == "sdpa"
 
