@@ -10,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_lite.data.preprocessing.records import read_texts
 from megatron_lite.data.tokenizers.characters import write_character_vocabulary
-from megatron_lite.data.vocabulary import read_texts, write_byte_level_bpe, write_sentencepiece
+from megatron_lite.data.vocabulary import write_byte_level_bpe, write_sentencepiece
 from megatron_lite.utils.errors import DataError, command_line
 
 

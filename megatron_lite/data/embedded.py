@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lite.data.encode import append_to_each
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter, token_dtype
+from megatron_lite.data.preprocessing.encode import surround
 from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer
 from megatron_lite.data.vocabulary import train_byte_level_bpe
@@ -130,7 +130,8 @@ def build(folder: Path, texts: list[str], vocab_size: int, tokenizer: Tokenizer 
             library.save(str(temporary / "tokenizer.json"))
             tokenizer = HFTokenizer(library, END_OF_TEXT)
         with IndexedWriter(temporary / "text_document", token_dtype(tokenizer.vocab_size)) as writer:
-            writer.add_many(*append_to_each(*tokenizer.encode_arrays(texts), tokenizer.eod_id))
+            tokens, lengths = tokenizer.encode_arrays(texts)
+            writer.add_many(*surround(tokens, lengths, after=[tokenizer.eod_id]))
         os.rename(temporary, folder)
         fsync_directory(folder.parent)
     finally:

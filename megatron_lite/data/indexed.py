@@ -223,17 +223,19 @@ class IndexedWriter:
 
     def _write_index(self) -> None:
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.empty(0, np.int32)
-        count = len(lengths)
-        with open(self._idx_target, "wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], count, count + 1))
-            file.write(lengths.astype("<i4").data)
-            start = 0
-            for first in range(0, count, POINTER_CHUNK):
-                ends = (
-                    start
-                    + np.cumsum(lengths[first : first + POINTER_CHUNK], dtype=np.int64) * self.dtype.itemsize
-                )
-                file.write(np.concatenate([[start], ends[:-1]]).astype("<i8").data)
-                start = int(ends[-1])
-            for first in range(0, count + 1, POINTER_CHUNK):
-                file.write(np.arange(first, min(first + POINTER_CHUNK, count + 1), dtype="<i8").data)
+        write_index(self._idx_target, self.dtype, lengths)
+
+
+def write_index(path: Path, dtype: np.dtype, lengths: np.ndarray) -> None:
+    """Write the ``.idx`` of documents of ``lengths`` (int32 [documents]) and tokens of ``dtype``."""
+    count = len(lengths)
+    with open(path, "wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], count, count + 1))
+        file.write(lengths.astype("<i4", copy=False).data)
+        start = 0
+        for first in range(0, count, POINTER_CHUNK):
+            ends = start + np.cumsum(lengths[first : first + POINTER_CHUNK], dtype=np.int64) * dtype.itemsize
+            file.write(np.concatenate([[start], ends[:-1]]).astype("<i8").data)
+            start = int(ends[-1])
+        for first in range(0, count + 1, POINTER_CHUNK):
+            file.write(np.arange(first, min(first + POINTER_CHUNK, count + 1), dtype="<i8").data)

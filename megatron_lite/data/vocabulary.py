@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
 
-from megatron_lite.data.inputs import find_inputs, read_chunks, texts_of
 from megatron_lite.data.tokenizers import END_OF_TEXT, PADDING
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.files import atomic_path
@@ -20,13 +19,6 @@ LONGEST_LINE = 1 << 16
 
 MOST_LINES = 5_000_000
 """Lines that sentencepiece trains on, drawn evenly from all: it holds them in memory."""
-
-
-def read_texts(inputs: Sequence[str], keys: Sequence[str]) -> Iterator[str]:
-    """The texts of ``inputs`` (see :func:`find_inputs`) under each of ``keys``."""
-    for chunk in read_chunks(find_inputs(inputs)):
-        for texts in texts_of(chunk, keys).values():
-            yield from texts
 
 
 def train_byte_level_bpe(

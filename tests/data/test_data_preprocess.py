@@ -13,10 +13,11 @@ import pytest
 import tokenizers
 import zstandard
 
-from megatron_lite.data.encode import EncodeSettings, TokenizerSource
 from megatron_lite.data.indexed import IndexedDataset
-from megatron_lite.data.inputs import find_inputs, read_chunks
-from megatron_lite.data.preprocess import preprocess
+from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSource
+from megatron_lite.data.preprocessing.records import read_texts
+from megatron_lite.data.preprocessing.run import preprocess
+from megatron_lite.data.preprocessing.sources import find_inputs, find_sources
 from megatron_lite.data.tokenizers.fast import FastEncoder
 from megatron_lite.utils.errors import DataError
 
@@ -54,7 +55,7 @@ def test_the_same_as_one_by_one_for_any_workers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("megatron_lite.data.inputs.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("megatron_lite.data.preprocessing.sources.TASK_BYTES", 10_000)
     settings = EncodeSettings(
         TokenizerSource("HFTokenizer", str(bpe_file)), ("text", "upper"), append_eod=True, reference=reference
     )
@@ -110,14 +111,23 @@ def test_every_input_format_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_lines_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_lite.data.inputs.CHUNK_BYTES", 7)
-    records = [b'{"text": "' + b"x" * length + b'"}' for length in (50, 0, 3, 100)]
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join(records))
-    chunks = list(read_chunks([path]))
-    assert [record for chunk in chunks for record in chunk.records] == records
-    assert [chunk.first_line for chunk in chunks] == [1, 2, 3, 4]
+@pytest.mark.parametrize("size", [1, 7, 13, 64, 1000])
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_lines_and_tasks_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, ending: str, compressed: bool
+) -> None:
+    """Each line is in one task, whole, wherever a task is cut."""
+    monkeypatch.setattr("megatron_lite.data.preprocessing.sources.TASK_BYTES", size)
+    texts = ["x" * length for length in (50, 0, 3, 100, 0, 0, 5)]
+    content = ("\n".join(json.dumps({"text": text}) for text in texts) + ending).encode()
+    path = tmp_path / ("a.jsonl.gz" if compressed else "a.jsonl")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert list(read_texts([str(path)], ["text"])) == texts
+    (source,) = find_sources([str(path)])
+    chunks = [task.chunk for task in source.tasks()]
+    assert chunks == list(range(len(chunks)))
+    assert len(chunks) > 1 or size > len(content) // 2
 
 
 def test_empty_documents(tmp_path: Path) -> None:
@@ -171,7 +181,7 @@ def test_bad_input_writes_nothing(tmp_path: Path, content: bytes, message: str, 
             r"a\.jsonl\.gz is not a whole \.gz file",
         ),
         ("a.jsonl.zst", b"not zstandard", r"a\.jsonl\.zst is not a whole \.zst file"),
-        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 text \(byte 3\)"),
+        ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text \(byte 3\)"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -185,21 +195,26 @@ def test_zstandard_files_whole_and_cut(tmp_path: Path) -> None:
     lines = b"".join(b'{"text": "%d"}\n' % (number * 7919) for number in range(100_000))
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines)[:-50])
     with pytest.raises(DataError, match=r"a\.jsonl\.zst is not a whole \.zst file"):
-        for _ in read_chunks([tmp_path / "a.jsonl.zst"]):
-            pass
+        list(read_texts([str(tmp_path / "a.jsonl.zst")], ["text"]))
     (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(lines)[:-50])
     with pytest.raises(DataError, match=r"b\.txt\.zst is not a whole \.zst file"):
-        list(read_chunks([tmp_path / "b.txt.zst"]))
+        list(read_texts([str(tmp_path / "b.txt.zst")], ["text"]))
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines) * 2)
-    records = [record for chunk in read_chunks([tmp_path / "a.jsonl.zst"]) for record in chunk.records]
-    assert [record for record in records if record] == lines.splitlines() * 2
+    texts = list(read_texts([str(tmp_path / "a.jsonl.zst")], ["text"]))
+    assert texts == [json.loads(line)["text"] for line in lines.splitlines()] * 2
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a"}])
     preprocess([str(path)], tmp_path / "out", BYTES, workers=1)
-    with pytest.raises(DataError, match=r"out_text_document\.bin exists"):
-        preprocess([str(path)], tmp_path / "out", BYTES, workers=1)
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    again = preprocess([str(path)], tmp_path / "out", BYTES, workers=2)
+    assert again.was_there
+    assert again.documents == 1
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written
+    other = EncodeSettings(TokenizerSource("ByteTokenizer"))
+    with pytest.raises(DataError, match=r"out_text_document\.bin exists and is of another run"):
+        preprocess([str(path)], tmp_path / "out", other, workers=1)
     with pytest.raises(DataError, match=r"--input .*none"):
         preprocess([str(tmp_path / "none")], tmp_path / "new", BYTES, workers=1)
 
@@ -239,8 +254,8 @@ def test_the_command_line(tmp_path: Path, bpe_file: Path, bpe: tokenizers.Tokeni
             "--append-eod",
             "--workers",
             "1",
-            "--dataset-impl",
-            "mmap",
+            "--max-tokens",
+            "1000",
         ),
     )
     result = run(*encode)
@@ -249,7 +264,7 @@ def test_the_command_line(tmp_path: Path, bpe_file: Path, bpe: tokenizers.Tokeni
     library = tokenizers.Tokenizer.from_file(str(vocabulary))
     assert library.get_vocab_size() == 270
     assert documents_in(tmp_path / "out_text_document") == [[*library.encode(text).ids, 0]]
-    for command in (train, encode):
+    for command in (train, encode[:-2]):
         result = run(*command)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")

@@ -15,7 +15,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lite.data.encode import TokenizerSource
+from megatron_lite.data.preprocessing.encode import TokenizerSource
 from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer, load_tokenizer
 from megatron_lite.data.tokenizers.byte_alphabet import BYTE_OF_CHARACTER
 from megatron_lite.data.tokenizers.characters import write_character_vocabulary

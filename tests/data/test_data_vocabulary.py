@@ -8,8 +8,9 @@ import pytest
 import sentencepiece
 import tokenizers
 
+from megatron_lite.data.preprocessing.records import read_texts
 from megatron_lite.data.tokenizers.characters import write_character_vocabulary
-from megatron_lite.data.vocabulary import read_texts, train_byte_level_bpe, train_sentencepiece
+from megatron_lite.data.vocabulary import train_byte_level_bpe, train_sentencepiece
 from megatron_lite.utils.errors import DataError
 
 

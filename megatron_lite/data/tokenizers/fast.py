@@ -13,7 +13,7 @@ from megatron_lite.data.tokenizers.export import PROBES
 from megatron_lite.utils.errors import DataError
 
 SAMPLE_CHARACTERS = 4096
-"""Of every batch, so many characters are encoded by the tokenizers library too, and compared."""
+"""Of every batch, a document (so much of it) is encoded by the tokenizers library too, and compared."""
 
 
 class FastEncoder:
@@ -31,15 +31,25 @@ class FastEncoder:
         """
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
-        self._compare(next((text for text in texts if text), "")[:SAMPLE_CHARACTERS])
         ids = self._fast.encode_batch(list(texts))
-        return np.asarray(awkward.flatten(ids, axis=1)), np.asarray(awkward.num(ids, axis=1))
+        tokens, lengths = np.asarray(awkward.flatten(ids, axis=1)), np.asarray(awkward.num(ids, axis=1))
+        self._compare(texts, tokens, lengths)
+        return tokens, lengths
 
-    def _compare(self, sample: str) -> None:
-        if self._fast.encode(sample).tolist() != self._library.encode(sample).ids:
+    def _compare(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
+        # A document that differs from batch to batch, without a generator whose state would be kept.
+        index = len(tokens) % len(texts)
+        text = texts[index]
+        if len(text) <= SAMPLE_CHARACTERS:
+            end = int(lengths[: index + 1].sum())
+            ids = tokens[end - int(lengths[index]) : end].tolist()
+        else:
+            text = text[:SAMPLE_CHARACTERS]
+            ids = self._fast.encode(text).tolist()
+        if ids != self._library.encode(text).ids:
             raise DataError(
                 f"gigatoken and the tokenizers library give different ids for text that begins with "
-                f"{sample[:40]!r}: preprocess with --encoder reference, and report the text to gigatoken"
+                f"{text[:40]!r}: preprocess with --encoder reference, and report the text to gigatoken"
             )
 
 
