@@ -1,0 +1,157 @@
+"""A preprocessing run that dies and is given again ends with the bytes of one that was left alone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_lite.data.preprocessing import sources
+from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSource
+from megatron_lite.data.preprocessing.journal import Journal
+from megatron_lite.data.preprocessing.run import preprocess
+from megatron_lite.utils.errors import DataError
+
+ENDINGS = ("bin", "idx", "json")
+
+
+@pytest.fixture
+def settings(bpe_file: Path) -> EncodeSettings:
+    return EncodeSettings(
+        TokenizerSource("HFTokenizer", str(bpe_file)), ("text", "meta.name"), append_eod=True
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, source_texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Plain and compressed lines, text files: some hundred tasks."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 20_000)
+    lines = [line for text in source_texts for line in text.split("\n")]
+    content = "".join(
+        json.dumps({"text": line, "meta": {"name": line[::-1]}}) + "\n" for line in lines
+    ).encode()
+    (tmp_path / "a.jsonl").write_bytes(content * 2)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content[: len(content) // 2] + b"\n"))
+    return [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")]
+
+
+def outputs(prefix: Path) -> dict[str, bytes]:
+    """The files of ``prefix``, by their endings."""
+    found = sorted(prefix.parent.glob(f"{prefix.name}_*"))
+    return {path.name.removeprefix(prefix.name): path.read_bytes() for path in found}
+
+
+def run_quietly(inputs: list[str], prefix: Path, settings: EncodeSettings, workers: int) -> None:
+    """In a process of its own session, that one signal can end with its workers."""
+    os.setsid()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    preprocess(inputs, prefix, settings, workers, on_error="skip")
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments(inputs: list[str], settings: EncodeSettings, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    whole = tmp_path / "whole"
+
+    def start(prefix: Path, workers: int) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=run_quietly, args=(inputs, prefix, settings, workers))
+        process.start()
+        return process
+
+    begin = time.monotonic()
+    process = start(whole, 2)
+    process.join()
+    seconds = time.monotonic() - begin
+    expected = outputs(whole)
+    assert len(expected) == 6
+    generator = random.Random(0)
+    kills = runs = continued = 0
+    while kills < 30:
+        prefix = tmp_path / f"killed{runs}"
+        runs += 1
+        finished = False
+        while not finished:
+            process = start(prefix, generator.choice([1, 2, 3]))
+            process.join(generator.uniform(0, seconds))
+            if process.is_alive():
+                continued += prefix.with_name(f"{prefix.name}.partial").exists()
+                if generator.random() < 0.5:
+                    os.kill(process.pid, signal.SIGKILL)  # its workers find out by themselves
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+            process.join()
+            finished = process.exitcode == 0
+            assert finished or process.exitcode == -signal.SIGKILL
+        assert outputs(prefix) == expected
+        assert not prefix.with_name(f"{prefix.name}.partial").exists()
+    assert continued > 10
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, commits: int) -> None:
+    """Let runs fail after some tasks."""
+    commit = Journal.commit
+    done = 0
+
+    def failing(journal: Journal) -> None:
+        nonlocal done
+        commit(journal)
+        done += 1
+        if done == commits:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "commit", failing)
+
+
+@pytest.mark.parametrize("damage", ["none", "half a line", "lost bytes", "changed byte", "journal lost"])
+def test_what_a_power_cut_damages_is_done_again(
+    inputs: list[str],
+    settings: EncodeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    preprocess(inputs, tmp_path / "whole", settings, workers=1, on_error="skip")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(inputs, tmp_path / "out", settings, workers=2, on_error="skip")
+    folder = tmp_path / "out.partial"
+    journal, tokens = folder / "journal", folder / "0.bin"
+    if damage == "half a line":
+        journal.write_bytes(journal.read_bytes()[:-40])
+    elif damage == "lost bytes":
+        os.truncate(tokens, tokens.stat().st_size // 2)
+    elif damage == "changed byte":
+        content = bytearray(tokens.read_bytes())
+        content[len(content) // 3] ^= 1
+        tokens.write_bytes(content)
+    elif damage == "journal lost":
+        journal.write_bytes(b"")
+    capsys.readouterr()
+    preprocess(inputs, tmp_path / "out", settings, workers=2, on_error="skip")
+    assert ("continuing after" in capsys.readouterr().err) == (damage != "journal lost")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def test_another_command_does_not_continue(
+    inputs: list[str], settings: EncodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(inputs, tmp_path / "out", settings, workers=1)
+    with pytest.raises(DataError, match=r"out\.partial is of an unfinished run with other inputs or options"):
+        preprocess(inputs[:1], tmp_path / "out", settings, workers=1)
+    (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    with pytest.raises(DataError, match="unfinished run"):
+        preprocess(inputs, tmp_path / "out", settings, workers=1)
