@@ -19,6 +19,11 @@ def typed_command() -> str:
     return os.environ.get(COMMAND_VARIABLE) or shlex.join(["python", *sys.argv])
 
 
+def is_launched() -> bool:
+    """Whether this is a rank that ``deepy.py`` started, which has checked and described the run."""
+    return COMMAND_VARIABLE in os.environ
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``CONF [CONF ...]``, ``-d CONF_DIR`` and ``--set KEY=VALUE ...`` to ``parser``."""
     parser.add_argument(

@@ -180,6 +180,14 @@ def _optimizer(keys: Keys) -> dict[str, Any]:
     lr = block.params.lr if block else 1e-3
     if keys.get("min_lr", 0.0) > lr:
         raise Contradiction(f"min_lr {keys['min_lr']} is above the learning rate {lr}", "min_lr", "optimizer")
+    zero = keys.get("zero_optimization")
+    if block and block.type == "adafactor" and zero and zero.stage == 3:
+        raise Contradiction(
+            "Adafactor diverges under ZeRO stage 3 (DeepSpeed leaves the padding of its shards unset, and "
+            "Adafactor's means read it): use stage 2, or AdamW",
+            "optimizer",
+            "zero_optimization",
+        )
     return {} if decay is None else {"weight_decay": decay}
 
 

@@ -35,9 +35,9 @@ class CheckpointError(UserError):
 
 
 def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Wrap a ``main()`` so that a :class:`UserError` or a full disk ends it with one line on standard error.
+    """Wrap a ``main()`` so that a :class:`UserError`, a full disk or Ctrl-C ends it with one line.
 
-    Returns the exit status: that of ``main``, or :data:`EXIT_CODE`.
+    Returns the exit status: that of ``main``, or :data:`EXIT_CODE`, or 130 after Ctrl-C as shells have it.
     """
 
     @wraps(main)
@@ -46,6 +46,9 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
             return main(*args, **kwargs) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{error.strerror or error}", file=sys.stderr)

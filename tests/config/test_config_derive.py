@@ -231,3 +231,9 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_cache_is_never_the_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert Path(make().data.data_cache_dir).is_absolute()
+
+
+def test_adafactor_is_refused_where_it_diverges() -> None:
+    assert make(optimizer={"type": "Adafactor"}, zero_optimization={"stage": 2}).zero.stage == 2
+    with pytest.raises(ConfigError, match="Adafactor diverges under ZeRO stage 3"):
+        make(optimizer={"type": "Adafactor"}, zero_optimization={"stage": 3})
