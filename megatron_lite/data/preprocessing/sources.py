@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -270,6 +269,11 @@ def grouped(documents: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield group
 
 
+def read_whole(stream: ByteStream) -> bytes:
+    """Everything in ``stream``."""
+    return b"".join(iter(lambda: stream.read(TASK_BYTES), b""))
+
+
 def parquet_tasks(source: Source) -> Iterator[Task]:
     """Row groups of a Parquet file."""
     from megatron_lite.data.preprocessing.tables import row_groups
@@ -291,81 +295,17 @@ def arrow_tasks(source: Source) -> Iterator[Task]:
 
 
 def tar_tasks(source: Source) -> Iterator[Task]:
-    """Members of a tar archive in order: JSON lines (compressed or not) as such, any other a document."""
-    path = source.files[0]
-    with open(path, "rb") as file, damage_named(str(path), split_compression(path.name)[1] or ".tar"):
-        try:
-            with tarfile.open(fileobj=decompressed(file, path.name), mode="r|") as archive:  # type: ignore[call-overload]
-                for chunk, task in enumerate(member_tasks(source, archive)):
-                    yield replace(task, chunk=chunk, position=file.tell())
-        except tarfile.TarError as error:
-            raise DataError(f"{path} is not a whole tar archive ({error}): copy it again") from None
+    """A tar archive, see :mod:`.archives`."""
+    from megatron_lite.data.preprocessing.archives import tar_tasks
 
-
-def member_tasks(source: Source, archive: tarfile.TarFile) -> Iterator[Task]:
-    """The tasks of ``archive``'s files, numbered by none."""
-    documents: list[bytes] = []
-    length = 0
-    for member in archive:
-        name = PurePosixPath(member.name)
-        if not member.isfile() or name.name.startswith("."):
-            continue
-        file = archive.extractfile(member)
-        assert file is not None
-        stream = decompressed(file, name.name)  # type: ignore[arg-type]
-        is_lines = format_of(name.name) == "lines"
-        if documents and (is_lines or length >= TASK_BYTES):
-            yield Task(source.index, 0, "documents", source.name, payload=documents)
-            documents, length = [], 0
-        if is_lines:
-            for block in whole_lines(stream):
-                yield Task(source.index, 0, "lines", f"{source.name}: {member.name}", payload=block)
-        else:
-            documents.append(read_whole(stream))
-            length += len(documents[-1])
-    if documents:
-        yield Task(source.index, 0, "documents", source.name, payload=documents)
-
-
-def read_whole(stream: ByteStream) -> bytes:
-    """Everything in ``stream``."""
-    return b"".join(iter(lambda: stream.read(TASK_BYTES), b""))
+    return tar_tasks(source)
 
 
 def dat_tasks(source: Source) -> Iterator[Task]:
-    """lm_dataformat's ``.dat.zst``: 16 digits of length before each document."""
-    path = source.files[0]
-    with open(path, "rb") as file, damage_named(str(path), split_compression(path.name)[1] or ".dat"):
-        documents = dat_documents(decompressed(file, path.name), path)
-        for chunk, group in enumerate(grouped(documents)):
-            yield Task(source.index, chunk, "documents", str(path), payload=group, position=file.tell())
+    """An archive of lm_dataformat, see :mod:`.archives`."""
+    from megatron_lite.data.preprocessing.archives import dat_tasks
 
-
-def dat_documents(stream: ByteStream, path: Path) -> Iterator[bytes]:
-    """The documents of a ``.dat`` stream."""
-    buffer = b""
-    ended = False
-    start = 0
-    while True:
-        needed = 16
-        if len(buffer) - start >= 16:
-            digits = buffer[start : start + 16]
-            if not digits.isdigit():
-                raise DataError(
-                    f"{path} is not an archive of lm_dataformat (a length is {digits!r}): leave it out"
-                )
-            needed += int(digits)
-            if len(buffer) - start >= needed:
-                yield buffer[start + 16 : start + needed]
-                start += needed
-                continue
-        if ended:
-            break
-        block = stream.read(max(TASK_BYTES, needed))
-        ended = not block
-        buffer, start = buffer[start:] + block, 0
-    if start < len(buffer):
-        raise DataError(f"{path} breaks off in a document: copy it again")
+    return dat_tasks(source)
 
 
 def standard_input_tasks(source: Source) -> Iterator[Task]:
