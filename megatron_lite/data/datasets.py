@@ -20,6 +20,9 @@ SPLITS = ("train", "valid", "test")
 EVALUATION_SEED = 0
 """Orders validation and test samples in place of the run's seed: all runs compare on the same text."""
 
+LOOKED_AT = 64
+"""Samples of a split that are fetched before a run begins: milliseconds, even from a network disk."""
+
 
 class Splits:
     """The three datasets of a run, each opened when first asked for.
@@ -57,6 +60,18 @@ class Splits:
     def test(self) -> Dataset | None:
         """Test samples, or None. Raises as ``train`` does."""
         return self._open(2)
+
+    def look_at_samples(self) -> None:
+        """Fetch a few training and validation samples, spread over the data, before anything is written.
+
+        Raises:
+            DataError: as ``train`` does, or a token id is not in the vocabulary (most often because the data
+                was made with another tokenizer).
+        """
+        for dataset in (self.train, self.valid):
+            if dataset is not None:
+                for index in range(min(LOOKED_AT, max(1, dataset.samples_per_epoch))):
+                    dataset[index]
 
     def _open(self, split: int) -> Dataset | None:
         data = self._config.data

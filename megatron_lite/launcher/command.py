@@ -91,9 +91,13 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
     if is_checked:
         check_fits(config, machine, ranks_here)
     page = run_summary(config, machine, ranks_here, resources.several)
-    # The hosts' files may not be here. On this machine, opening the data finds a missing or damaged file now,
-    # once, and not in every rank.
-    return page if resources.several else f"{page}\n{tokens_line(open_datasets(config))}"
+    # The hosts' files may not be here. On this machine, a missing, damaged or foreign file is found now, once,
+    # and not in every rank.
+    if resources.several:
+        return page
+    datasets = open_datasets(config)
+    datasets.look_at_samples()
+    return f"{page}\n{tokens_line(datasets)}"
 
 
 def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
