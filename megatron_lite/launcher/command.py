@@ -91,8 +91,8 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
     if is_checked:
         check_fits(config, machine, ranks_here)
     page = run_summary(config, machine, ranks_here, resources.several)
-    # The hosts' files may not be here. On this machine, a missing, damaged or foreign file is found now, once,
-    # and not in every rank.
+    # The hosts' files may not be here. On this machine, a missing, damaged or foreign file is found now,
+    # once, and not in every rank.
     if resources.several:
         return page
     datasets = open_datasets(config)
