@@ -17,8 +17,9 @@ from typing import BinaryIO
 from megatron_lite.data.preprocessing.streams import DECOMPRESSORS, ByteStream, damage_named
 from megatron_lite.utils.errors import DataError
 
-TASK_BYTES = 8 << 20
-"""Text in a task: enough to hide what passing it around costs, little enough to keep all workers busy."""
+TASK_BYTES = 2 << 20
+"""Text in a task: enough to hide what passing it around costs, little enough that the arrays made of it come
+from memory that the process has already (larger ones are mapped and cleared anew each time)."""
 
 STANDARD_INPUT = "-"
 

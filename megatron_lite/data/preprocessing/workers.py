@@ -24,7 +24,7 @@ from megatron_lite.data.preprocessing.records import Bad
 from megatron_lite.data.preprocessing.sources import Task
 from megatron_lite.utils.errors import DataError
 
-TASKS_AHEAD = 3
+TASKS_AHEAD = 4
 """Tasks a worker may have at once, waiting or encoded: it is never idle, and memory stays bounded."""
 
 

@@ -12,7 +12,7 @@ import tokenizers
 from megatron_lite.data.tokenizers.export import PROBES
 from megatron_lite.utils.errors import DataError
 
-SAMPLE_CHARACTERS = 4096
+SAMPLE_CHARACTERS = 1024
 """Of every batch, a document (so much of it) is encoded by the tokenizers library too, and compared."""
 
 
