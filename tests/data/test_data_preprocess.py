@@ -160,7 +160,8 @@ def test_characters_get_their_vocabulary_from_the_text(tmp_path: Path) -> None:
         ),
         (b'{"text": 5}\n', r"a\.jsonl, line 1: there is no text under the key 'text'"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl, line 2: not valid JSON"),
-        (b"", "holds no text under the key 'text'"),
+        (b"", r"a\.jsonl: the file is empty"),
+        (b'{"text": ""}\n', "holds no text under the key 'text'"),
     ],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, content: bytes, message: str, workers: int) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import random
 import subprocess
 import sys
 import tarfile
@@ -144,6 +145,38 @@ def test_damaged_files_are_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         list(read_texts([str(tmp_path / name)], ["text"]))
+
+
+def damaged(content: bytes, generator: random.Random) -> bytes:
+    """``content`` cut off, with a bit flipped, or with other bytes in a place."""
+    kind = generator.randrange(3)
+    place = generator.randrange(len(content))
+    if kind == 0:
+        return content[:place]
+    if kind == 1:
+        return content[:place] + bytes([content[place] ^ 1 << generator.randrange(8)]) + content[place + 1 :]
+    noise = generator.randbytes(generator.randrange(64))
+    return content[:place] + noise + content[place + generator.randrange(1, 64) :]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_forty_damages_lose_nothing_in_silence(tmp_path: Path, name: str) -> None:
+    """An error that names the file, or as many documents as were written (a flipped bit may just be text)."""
+    FORMATS[name](tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    generator = random.Random(name)
+    messages: list[str] = []
+    for _ in range(40):
+        now = damaged(content, generator)
+        (tmp_path / name).write_bytes(now)
+        try:
+            count = len(list(read_texts([str(tmp_path / name)], ["text"])))
+        except DataError as error:
+            messages.append(str(error))
+        else:
+            assert count == len(TEXTS) or content.startswith(now.rstrip(b"\n"))
+    assert len(messages) >= 20
+    assert all(name in message for message in messages)
 
 
 def test_separated_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

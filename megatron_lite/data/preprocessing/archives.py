@@ -22,34 +22,31 @@ from megatron_lite.data.preprocessing.streams import ByteStream, damage_named
 from megatron_lite.utils.errors import DataError
 
 
-class Tail:
-    """A stream that remembers its last block.
+class StrictTarInfo(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged header, or none, for the end; only a block of zeros is."""
 
-    A whole tar archive ends with blocks of zeros; tarfile takes one that ends between members for whole.
-    """
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self.tail = b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """As the stream's."""
-        block = self._stream.read(size)
-        self.tail = (self.tail + block)[-tarfile.BLOCKSIZE :]
-        return block
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictTarInfo:
+        """As tarfile's. Raises ReadError for a header that is none."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
 
 
 def tar_tasks(source: Source) -> Iterator[Task]:
     """Members of a tar archive in order: JSON lines (compressed or not) as such, any other a document."""
     path = source.files[0]
     with open(path, "rb") as file, damage_named(str(path), split_compression(path.name)[1] or ".tar"):
-        stream = Tail(decompressed(file, path.name))
+        stream = decompressed(file, path.name)
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive:  # type: ignore[call-overload]
                 for chunk, task in enumerate(member_tasks(source, archive)):
                     yield replace(task, chunk=chunk, position=file.tell())
-            if stream.tail.strip(b"\0") or len(stream.tail) < tarfile.BLOCKSIZE:
-                raise EOFError("it breaks off")
+            while stream.read(sources.TASK_BYTES):
+                pass  # to its end, where a compressed file has its checksum
         except tarfile.TarError as error:
             raise DataError(f"{path} is not a whole tar archive ({error}): copy it again") from None
 

@@ -17,6 +17,8 @@ from megatron_lite.utils.errors import DataError
 PARAGRAPHS = "\n\n"
 """Joins a text that is a list of paragraphs, as lm_dataformat's archives may have them."""
 
+EMPTY_FILE = "the file is empty: leave it out"
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -234,7 +236,19 @@ def text_files(task: Task, keys: Sequence[str], settings: TextSettings) -> Itera
         with open(path, "rb") as file, damage_named(str(path), path.suffix):
             contents.append(read_whole(decompressed(file, path.name)))
     places = [str(path) for path in task.files]
-    yield one_by_one(contents, keys, settings, "file", lambda item: {"text": decode(item, settings)}, places)
+    yield one_by_one(contents, keys, settings, "file", lambda item: file_text(item, settings), places)
+
+
+def empty(task: Task, keys: Sequence[str], settings: TextSettings) -> Iterator[Records]:
+    """A file of no bytes."""
+    yield Records({key: [] for key in keys}, 0, [Bad(None, "file", task.place, EMPTY_FILE)])
+
+
+def file_text(content: bytes, settings: TextSettings) -> dict[str, str]:
+    """The record of a text file."""
+    if not content:
+        raise BadRecord(EMPTY_FILE)
+    return {"text": decode(content, settings)}
 
 
 def decode(text: bytes, settings: TextSettings) -> str:
@@ -273,6 +287,7 @@ KINDS: dict[str, Callable[[Task, Sequence[str], TextSettings], Iterator[Records]
     "files": text_files,
     "parquet": parquet,
     "arrow": arrow,
+    "empty": empty,
 }
 """Kind of task → how its records are read."""
 

@@ -99,7 +99,10 @@ class Source:
         Raises:
             DataError: a compressed file or an archive is damaged.
         """
-        tasks = READERS[self.format](self)
+        if self.files and self.size == 0 and self.format != "text":
+            tasks = iter([Task(self.index, 0, "empty", self.name)])
+        else:
+            tasks = READERS[self.format](self)
         return (task for task in tasks if task.chunk >= first_chunk)
 
 

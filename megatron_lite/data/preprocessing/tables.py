@@ -39,6 +39,7 @@ def parquet_rows(path: str, group: int, keys: Sequence[str]) -> Iterator[list[di
         with parquet.ParquetFile(path, memory_map=True) as file:
             names = columns_for(file.schema_arrow.names, keys)
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+                batch.validate(full=True)
                 yield batch.to_pylist() if names else [{}] * batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}, row group {group}: damaged Parquet ({error}): copy it again") from None
@@ -87,9 +88,20 @@ def arrow_batches(path: Path | str, start: int = 0, end: int | None = None) -> I
 
 
 def arrow_rows(path: str, start: int, end: int, keys: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of record batches ``start`` to ``end`` with the columns that ``keys`` need."""
+    """The rows of record batches ``start`` to ``end`` with the columns that ``keys`` need.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow
+
     for batch in arrow_batches(path, start, end):
         names = columns_for(batch.schema.names, keys)
+        try:
+            # Damaged offsets would crash the interpreter.
+            batch.validate(full=True)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is not a whole Arrow file ({error}): copy it again") from None
         yield batch.select(names).to_pylist() if names else [{}] * batch.num_rows
 
 
