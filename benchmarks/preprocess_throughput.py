@@ -6,8 +6,9 @@
    library for each document, lists of ids pickled to the parent, who alone writes. On the first
    ``--slow-megabytes``.
 
-Each is measured in a process of its own. The text: the standard library's source again and again, with the
-JSON lines in ``$MEGATRON_LITE_TEST_DATA/text``, cut into documents at other places each time.
+Each is measured in a process of its own. CPU time tells the same where other programs disturb the wall clock.
+The text: the standard library's source again and again, with the JSON lines in ``$MEGATRON_LITE_TEST_DATA/text``,
+cut into documents at other places each time.
 
     python benchmarks/preprocess_throughput.py --vocab-file vocab.json --merge-file merges.txt
 """
@@ -57,27 +58,32 @@ def write_corpus(path: Path, size: int) -> None:
                     break
 
 
-def in_memory(tokenizer: Tokenizer, path: Path, batch: int | None) -> tuple[int, float]:
-    """Tokens and seconds of gigatoken's encode_batch."""
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def in_memory(tokenizer: Tokenizer, path: Path, batch: int | None) -> tuple[int, float, float]:
+    """Tokens, seconds and CPU seconds of gigatoken's encode_batch."""
     import awkward
     import gigatoken
 
     documents = [orjson.loads(line)["text"] for line in path.read_bytes().splitlines()]
     fast = gigatoken.Tokenizer(tokenizer.library)  # type: ignore[attr-defined]
     batch = batch or len(documents)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     tokens = sum(
         int(awkward.num(fast.encode_batch(documents[first : first + batch]), axis=1).to_numpy().sum())
         for first in range(0, len(documents), batch)
     )
-    return tokens, time.perf_counter() - start
+    return tokens, time.perf_counter() - start, cpu_seconds() - cpu
 
 
-def straightforward(source: TokenizerSource, path: Path, size: int, workers: int) -> tuple[int, float]:
-    """Tokens and seconds of one encode a document in a pool, a single writer."""
+def straightforward(source: TokenizerSource, path: Path, size: int, workers: int) -> tuple[int, float, float]:
+    """Tokens, seconds and CPU seconds of one encode a document in a pool, a single writer."""
     with open(path, "rb") as input_file:
         lines = input_file.readlines(size)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     tokens = 0
     with (
         multiprocessing.Pool(workers, start_worker, (source,)) as pool,
@@ -86,7 +92,9 @@ def straightforward(source: TokenizerSource, path: Path, size: int, workers: int
         for ids in pool.imap(encode_one, lines, 25):
             file.write(np.array(ids, np.uint16).tobytes(order="C"))
             tokens += len(ids)
-    return tokens, time.perf_counter() - start
+        pool.close()
+        pool.join()
+    return tokens, time.perf_counter() - start, cpu_seconds() - cpu
 
 
 def start_worker(source: TokenizerSource) -> None:
@@ -101,22 +109,22 @@ def encode_one(line: bytes) -> list[int]:
 
 def end_to_end(
     source: TokenizerSource, path: Path, workers: int, memory: bool = False
-) -> tuple[int, float, float]:
-    """Tokens, seconds and (if ``memory``, which slows it) peak MiB of tools/preprocess_data.py."""
+) -> tuple[int, float, float, float]:
+    """Tokens, seconds, CPU seconds, peak MiB (if ``memory``, which slows it) of tools/preprocess_data.py."""
     prefix = path.with_name("out")
     for file in path.parent.glob("out_*"):
         file.unlink()
     command = [sys.executable, str(ROOT / "tools/preprocess_data.py"), "--input", str(path), "--append-eod"]
     command += ["--vocab-file", str(source.vocab_file), "--merge-file", str(source.merge_file)]
     command += ["--output-prefix", str(prefix), "--workers", str(workers)]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         peak = max(resident(process), default=0.0) if memory else 0.0
         status = process.wait()
     seconds = time.perf_counter() - start
     assert status == 0, "preprocessing failed"
     facts = json.loads(path.with_name("out_text_document.json").read_text())
-    return facts["tokens"], seconds, peak
+    return facts["tokens"], seconds, cpu_seconds() - cpu, peak
 
 
 def resident(process: subprocess.Popen[bytes]) -> Iterator[float]:
@@ -131,12 +139,12 @@ def resident(process: subprocess.Popen[bytes]) -> Iterator[float]:
         time.sleep(0.02)
 
 
-def run_part(arguments: argparse.Namespace, part: str) -> tuple[int, float]:
-    """One measurement in a new process: (tokens, seconds)."""
+def run_part(arguments: argparse.Namespace, part: str) -> tuple[int, float, float]:
+    """One measurement in a new process: (tokens, seconds, CPU seconds)."""
     words = [*sys.argv[1:], "--corpus", str(arguments.corpus), "--part", part]
     result = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-    tokens, seconds = result.stdout.split()
-    return int(tokens), float(seconds)
+    tokens, seconds, cpu = result.stdout.split()
+    return int(tokens), float(seconds), float(cpu)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -174,19 +182,24 @@ def measure_all(arguments: argparse.Namespace, source: TokenizerSource) -> None:
         "encode_batch, one call": lambda: run_part(arguments, "one call"),
         "encode_batch, calls of 1,000": lambda: run_part(arguments, "calls"),
         "straightforward scheme": lambda: run_part(arguments, "straightforward"),
-        "preprocess_data.py": lambda: end_to_end(source, arguments.corpus, arguments.workers)[:2],
+        "preprocess_data.py": lambda: end_to_end(source, arguments.corpus, arguments.workers)[:3],
     }
     print(f"{megabytes:.0f} MB of JSON lines, {arguments.workers} workers, median of {arguments.repeats}")
-    rates = {}
+    rates, costs = {}, {}
     for name, run in runs.items():
         results = [run() for _ in range(arguments.repeats)]
-        seconds = statistics.median(seconds for _, seconds in results)
-        rates[name] = results[0][0] / seconds
-        print(f"{name:30} {seconds:7.2f} s {rates[name] / 1e6:8.2f} M tokens/s")
+        tokens = results[0][0]
+        seconds, cpu = (statistics.median(result[column] for result in results) for column in (1, 2))
+        rates[name], costs[name] = tokens / seconds, cpu / tokens
+        print(
+            f"{name:30} {seconds:7.2f} s {rates[name] / 1e6:8.2f} M tokens/s "
+            f"{tokens / cpu / 1e6:8.2f} M tokens per CPU second"
+        )
     ours = rates.pop("preprocess_data.py")
     for name, rate in rates.items():
-        print(f"preprocess_data.py / {name:30} {ours / rate:6.2f}")
-    peak = end_to_end(source, arguments.corpus, arguments.workers, memory=True)[2]
+        by_cpu = costs[name] / costs["preprocess_data.py"]
+        print(f"preprocess_data.py / {name:30} {ours / rate:6.2f} (by CPU time {by_cpu:.2f})")
+    peak = end_to_end(source, arguments.corpus, arguments.workers, memory=True)[3]
     print(f"peak memory of preprocess_data.py and its workers: {peak:.0f} MiB")
 
 
