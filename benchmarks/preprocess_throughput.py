@@ -7,8 +7,8 @@
    ``--slow-megabytes``.
 
 Each is measured in a process of its own. CPU time tells the same where other programs disturb the wall clock.
-The text: the standard library's source again and again, with the JSON lines in ``$MEGATRON_LITE_TEST_DATA/text``,
-cut into documents at other places each time.
+The text: the standard library's source again and again, with the JSON lines in
+``$MEGATRON_LITE_TEST_DATA/text``, cut into documents at other places each time.
 
     python benchmarks/preprocess_throughput.py --vocab-file vocab.json --merge-file merges.txt
 """

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from megatron_lite.data.preprocessing import sources
-from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSource
+from megatron_lite.data.preprocessing.encode import Encoded, Encoder, EncodeSettings, TokenizerSource
 from megatron_lite.data.preprocessing.journal import Journal
 from megatron_lite.data.preprocessing.run import preprocess
+from megatron_lite.data.preprocessing.sources import Task
 from megatron_lite.utils.errors import DataError
 
 ENDINGS = ("bin", "idx", "json")
@@ -140,6 +141,25 @@ def test_what_a_power_cut_damages_is_done_again(
     capsys.readouterr()
     preprocess(inputs, tmp_path / "out", settings, workers=2, on_error="skip")
     assert ("continuing after" in capsys.readouterr().err) == (damage != "journal lost")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_is_told(
+    inputs: list[str], settings: EncodeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(inputs, tmp_path / "whole", settings, workers=2, on_error="skip")
+    encode = Encoder.__call__
+
+    def dying(encoder: Encoder, task: Task) -> Encoded:
+        if task.chunk == 7:
+            os._exit(9)  # as the system does when memory runs out
+        return encode(encoder, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "__call__", dying)
+        with pytest.raises(DataError, match="a worker process died, most likely for want of memory"):
+            preprocess(inputs, tmp_path / "out", settings, workers=2, on_error="skip")
+    preprocess(inputs, tmp_path / "out", settings, workers=2, on_error="skip")
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
