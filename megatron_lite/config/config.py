@@ -74,7 +74,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """:meth:`flat` as YAML; the file loads again to an equal configuration."""
-        return yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True)
+        # All beyond ASCII escaped: PyYAML writes some Unicode line breaks as they are and reads them as spaces.
+        return yaml.safe_dump(self.flat(), sort_keys=False)
 
 
 def load_config(

@@ -137,3 +137,10 @@ def test_the_summary_says_what_will_run(tmp_path: Path) -> None:
 )
 def test_short_counts(number: int, text: str) -> None:
     assert short_count(number) == text
+
+
+@pytest.mark.parametrize("text", ["诗歌", "a\x85b", "a\u2028b 诗\u2029"])
+def test_any_text_survives_the_saved_yaml(text: str, tmp_path: Path) -> None:
+    config = config_from_keys({**KEYS, "prompt_end": text})
+    (tmp_path / "saved.yml").write_text(config.to_yaml())
+    assert load_config([tmp_path / "saved.yml"]).generation.prompt_end == text
