@@ -74,7 +74,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """:meth:`flat` as YAML; the file loads again to an equal configuration."""
-        # All beyond ASCII is escaped: PyYAML would write some Unicode line breaks raw and read them as spaces.
+        # All beyond ASCII is escaped: PyYAML writes some Unicode line breaks raw, and reads them as spaces.
         return yaml.safe_dump(self.flat(), sort_keys=False)
 
 
