@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import types
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,25 @@ def test_damaged_files_are_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         list(read_texts([str(tmp_path / name)], ["text"]))
+
+
+def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the datasets library saves it; a name, which that library streams, where it is installed."""
+    (tmp_path / "saved").mkdir()
+    write_arrow_stream(tmp_path / "saved" / "data-00000-of-00001.arrow")
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / "saved" / name).write_text('{"_fingerprint": "x"}')
+    assert list(read_texts([str(tmp_path / "saved")], ["text"])) == TEXTS
+
+    def load_dataset(name: str, split: str, streaming: bool) -> list[dict[str, Any]]:
+        assert (name, split, streaming) == ("some/name", "validation", True)
+        return [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert list(read_texts(["hf:some/name:validation"], ["text"])) == TEXTS
+    monkeypatch.setitem(sys.modules, "datasets", None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="needs the datasets library: pip install datasets"):
+        list(read_texts(["hf:some/name"], ["text"]))
 
 
 def damaged(content: bytes, generator: random.Random) -> bytes:

@@ -35,6 +35,9 @@ FORMATS = {
 }
 """Ending → format; what has none of these is text."""
 
+DESCRIPTIONS = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
+"""Files beside the Arrow files in a folder that the datasets library has saved."""
+
 SHORT_TAR_ENDINGS = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 
 
@@ -135,8 +138,8 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
 
 
 def is_hidden(path: Path, below: Path) -> bool:
-    """Whether a part of ``path`` under ``below`` begins with a dot."""
-    return any(part.startswith(".") for part in path.relative_to(below).parts)
+    """Whether a part of ``path`` under ``below`` begins with a dot, or it only describes a data set."""
+    return path.name in DESCRIPTIONS or any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def find_sources(names: Sequence[str], separator: str | None = None) -> list[Source]:
