@@ -12,6 +12,7 @@ from typing import Any
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.schema import SECTION_OF
+from megatron_lite.config.sections.model import ffn_size
 from megatron_lite.utils.errors import ConfigError
 
 Keys = Mapping[str, Any]
@@ -85,22 +86,70 @@ def _lengths(keys: Keys) -> dict[str, Any]:
 
 
 def _ranks(keys: Keys) -> dict[str, Any]:
-    for key, what in (("model_parallel_size", "tensor"), ("pipe_parallel_size", "pipeline")):
-        if keys.get(key, 1) > 1:
+    """The ranks are a grid: tensor x pipeline x data."""
+    tensor, stages = keys.get("model_parallel_size", 1), max(keys.get("pipe_parallel_size", 1), 1)
+    replica = tensor * stages
+    ranks = keys.get("world_size", replica)
+    if ranks % replica:
+        raise Contradiction(
+            f"{ranks} ranks do not divide into replicas of model_parallel_size {tensor} x pipe_parallel_size "
+            f"{stages} = {replica}: start a multiple of {replica} ranks, or choose degrees whose product "
+            f"divides {ranks}",
+            "model_parallel_size",
+            "pipe_parallel_size",
+        )
+    return {"world_size": replica} | _shards(keys, tensor)
+
+
+def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
+    """What tensor parallelism divides must divide."""
+    heads, kv_heads = keys["num_attention_heads"], keys["num_kv_heads"]
+    divided = {"num_attention_heads": heads}
+    width = ffn_size(
+        keys["intermediate_size"], keys.get("activation", "gelu"), keys.get("mlp_multiple_of", 1)
+    )
+    divided["mlp_multiple_of"] = width
+    if keys.get("vocab_size") is not None:
+        multiple = keys.get("make_vocab_size_divisible_by", 128)
+        divided["make_vocab_size_divisible_by"] = -(-keys["vocab_size"] // multiple) * multiple
+    for key, size in divided.items():
+        if size % tensor:
             raise Contradiction(
-                f"{key} is {keys[key]}, but there is no {what} parallelism: set it to 1, and share a large "
-                "model over the ranks with zero_optimization.stage=3",
+                f"model_parallel_size {tensor} does not divide {DIVIDED[key]} {size}: choose another "
+                f"model_parallel_size or {key}",
+                "model_parallel_size",
                 key,
             )
-    return {"world_size": 1}
+    if kv_heads % tensor and tensor % kv_heads:
+        raise Contradiction(
+            f"{kv_heads} key/value heads can neither be divided over model_parallel_size {tensor} ranks nor "
+            "shared by equal numbers of them: choose a degree that divides num_kv_heads, or a multiple of it",
+            "model_parallel_size",
+            "num_kv_heads",
+        )
+    return {}
+
+
+DIVIDED = {
+    "num_attention_heads": "the number of attention heads",
+    "mlp_multiple_of": "the inner width of the MLP",
+    "make_vocab_size_divisible_by": "the padded vocabulary of",
+}
+"""What is divided over the tensor-parallel ranks, by the key that changes it."""
+
+
+def data_ranks(keys: Keys) -> int:
+    """The data-parallel degree."""
+    replica = keys.get("model_parallel_size", 1) * max(keys.get("pipe_parallel_size", 1), 1)
+    return int(keys["world_size"] // replica)
 
 
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def _batch(keys: Keys) -> dict[str, Any]:
-    """The batch triple from any part of it: total = micro x steps x ranks."""
-    ranks = keys["world_size"]
+    """The batch triple from any part of it: total = micro x steps x data-parallel ranks."""
+    ranks = data_ranks(keys)
     total, micro, steps = (keys.get(key) for key in BATCH)
     if total is None:
         micro, steps = micro or 1, steps or 1
@@ -137,7 +186,7 @@ def _ramp(keys: Keys) -> dict[str, Any]:
         return {}
     start, increment, _ = ramp
     total = keys["train_batch_size"]
-    unit = keys["train_micro_batch_size_per_gpu"] * keys["world_size"]
+    unit = keys["train_micro_batch_size_per_gpu"] * data_ranks(keys)
     if start > total or (total - start) % increment:
         raise Contradiction(
             f"a batch that grows from {start} by {increment} does not meet train_batch_size {total}",

@@ -13,7 +13,7 @@ from megatron_lite.data.tokenizers import load_tokenizer
 from megatron_lite.metrics import open_backends
 from megatron_lite.metrics.progress import Progress
 from megatron_lite.model import build_gpt
-from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.context import ParallelContext, arrange
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.training.batch_ramp import plan_batches
 from megatron_lite.training.distributed import distributed
@@ -40,13 +40,14 @@ def train(config: Config, context: ParallelContext) -> int:
         UserError: what is wrong with keys, data or a checkpoint, or that the loss is not a number.
     """
     batch, training = config.batch, config.training
-    quantum = batch.train_micro_batch_size_per_gpu * context.data_size
+    quantum = batch.train_micro_batch_size_per_gpu * config.parallel.data_parallel_size
     plan = plan_batches(batch.train_batch_size, config.model.seq_length, batch.rampup_batch_size, quantum)
     schedule = schedule_of(config)
     checkpoint = checkpoint_to_load(config)
     datasets = open_datasets(config)
     training_data = datasets.train
     with distributed(context):
+        context = arrange(context, config.parallel)
         engine = Engine(
             config,
             context,

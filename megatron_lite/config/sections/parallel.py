@@ -9,9 +9,11 @@ class ParallelSection(Section):
     """How the ranks share the work."""
 
     world_size: Positive = derived("the number of ranks started")
-    """Number of ranks of the run."""
+    """Number of ranks of the run, a multiple of `model_parallel_size` x `pipe_parallel_size`; what remains is
+    the data-parallel degree."""
     model_parallel_size: Positive = 1
-    """Tensor-parallel degree."""
+    """Tensor-parallel degree: every layer's matrices are divided over so many ranks, neighbours in one
+    machine."""
     pipe_parallel_size: NonNegative = 1
     """Pipeline stages; 0 and 1 both mean none."""
 
