@@ -56,13 +56,17 @@ class Head(nn.Module):
     label names them. They are not masked, so that an exported model computes what the trained one did.
     """
 
-    def __init__(self, config: ModelSection, factory: ParameterFactory, embedding: Embedding) -> None:
+    def __init__(
+        self, config: ModelSection, factory: ParameterFactory, embedding: Embedding | None = None
+    ) -> None:
+        """A tied head without ``embedding`` (it is on another pipeline stage) makes the same matrix again."""
         super().__init__()
-        if config.no_weight_tying:
-            shape = (config.padded_vocab_size, config.hidden_size)
-            self.weight = factory.child("embed_out").make("weight", shape, inner_init(config))
-        else:
+        if embedding is not None and not config.no_weight_tying:
             self.weight = embedding.weight
+            return
+        shape = (config.padded_vocab_size, config.hidden_size)
+        name = "embed_out" if config.no_weight_tying else "embed_in"
+        self.weight = factory.child(name).make("weight", shape, inner_init(config))
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, padded vocabulary]`` in the parameters' dtype."""
