@@ -12,6 +12,7 @@ from megatron_lite.checkpoint.index import WEIGHT
 from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import spec_of
 from megatron_lite.utils.errors import CheckpointError
 
 
@@ -54,6 +55,7 @@ def iter_fragments(engine: Any, context: ParallelContext) -> Iterator[Fragment]:
 def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragment]:
     """The fragments of an engine whose layout is known already."""
     owned = _owned_ranges(layout.holders, context)
+    owned |= dict.fromkeys(_tied_copies(layout), (0, 0))
     for holder in layout.holders:
         for part in holder.parts:
             yield _fragment(WEIGHT, part, holder.tensor, owned)
@@ -96,6 +98,11 @@ def _whole_fragment(
     first, last = owned[part.name]
     mine = (0, value.numel()) if first == 0 < last else (0, 0)
     return Fragment(part.name, kind, tuple(value.shape), 0, value.numel(), value.detach().view(-1), mine)
+
+
+def _tied_copies(layout: Layout) -> list[str]:
+    """Parameters that an earlier pipeline stage holds, too, and saves (by DeepSpeed's mark)."""
+    return [spec_of(p).name for p in layout.trained if getattr(p, "ds_pipe_replicated", False)]
 
 
 def _owned_ranges(holders: list[Holder], context: ParallelContext) -> dict[str, tuple[int, int]]:

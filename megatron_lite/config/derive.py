@@ -127,8 +127,26 @@ def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
             "model_parallel_size",
             "num_kv_heads",
         )
+    if keys.get("sequence_parallel") and keys["seq_length"] % tensor:
+        raise Contradiction(
+            f"sequence_parallel cannot divide seq_length {keys['seq_length']} into {tensor} slices: choose a "
+            "seq_length that is a multiple of model_parallel_size",
+            "sequence_parallel",
+            "seq_length",
+        )
+    kind = keys["optimizer"].type if keys.get("optimizer") else ""
+    if tensor > 1 and kind.lower() in WHOLE_MATRICES:
+        raise Contradiction(
+            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW, "
+            "or model_parallel_size 1 with ZeRO",
+            "optimizer",
+            "model_parallel_size",
+        )
     return {}
 
+
+WHOLE_MATRICES = ("muon", "adafactor")
+"""Optimizers whose update of an element depends on its whole row and column."""
 
 DIVIDED = {
     "num_attention_heads": "the number of attention heads",
@@ -264,6 +282,40 @@ def _offload(keys: Keys) -> dict[str, Any]:
     return {}
 
 
+def _stages(keys: Keys) -> dict[str, Any]:
+    """What goes with pipeline stages."""
+    stages = keys.get("pipe_parallel_size", 1)
+    if stages <= 1:
+        return {}
+    if keys["num_layers"] < stages:
+        raise Contradiction(
+            f"pipe_parallel_size {stages} is more than num_layers {keys['num_layers']}: choose fewer stages",
+            "pipe_parallel_size",
+            "num_layers",
+        )
+    zero, block = keys.get("zero_optimization"), keys.get("optimizer")
+    if zero is not None and zero.stage > 1:
+        raise Contradiction(
+            f"zero_optimization.stage {zero.stage} does not go with pipe_parallel_size {stages}, whose "
+            "micro-batches are in flight at the same time: use stage 1 or 0, or pipe_parallel_size 1",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if zero is not None and (zero.offload_optimizer or {}).get("device", "none") != "none":
+        raise Contradiction(
+            f"zero_optimization.offload_optimizer does not go with pipe_parallel_size {stages}: remove one",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if block is not None and block.type == "muon":
+        raise Contradiction(
+            f"Muon does not go with pipe_parallel_size {stages}: choose another optimizer.type",
+            "optimizer",
+            "pipe_parallel_size",
+        )
+    return {}
+
+
 def _paths(keys: Keys) -> dict[str, Any]:
     both = [key for key in ("data_path", "train_data_paths") if key in keys]
     if len(both) == 2:
@@ -312,6 +364,7 @@ RULES = (
     _optimizer,
     _schedule,
     _offload,
+    _stages,
     _paths,
     _generation,
     _extra,
