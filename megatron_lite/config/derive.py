@@ -137,8 +137,8 @@ def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
     kind = keys["optimizer"].type if keys.get("optimizer") else ""
     if tensor > 1 and kind.lower() in WHOLE_MATRICES:
         raise Contradiction(
-            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW, "
-            "or model_parallel_size 1 with ZeRO",
+            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW "
+            "or use ZeRO instead of model_parallel_size",
             "optimizer",
             "model_parallel_size",
         )
