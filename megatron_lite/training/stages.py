@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from deepspeed.runtime.utils import partition_balanced, partition_uniform
+from deepspeed.runtime.utils import partition_balanced
 from torch import nn
 
 from megatron_lite.config import Config
@@ -21,6 +21,7 @@ from megatron_lite.model.gpt import LayerPlan, layer_plans
 from megatron_lite.model.recompute import run_layers, run_recomputing
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.utils.errors import ConfigError
 
 META = torch.device("meta")
 
@@ -67,23 +68,35 @@ class PipelinedGPT(PipelineModule):
 
 
 def stage_bounds(method: str, layers: Sequence[LayerPlan], stages: int) -> list[int]:
-    """Where each stage begins in the list of ``layers``, and the list's length; no stage is empty.
+    """Where each stage begins in the list of ``layers``, and the list's length.
+
+    Every stage has at least one block: DeepSpeed's norm of the gradient is a collective for each parameter
+    group, and stages with different numbers of groups (a head alone has no vectors) would wait for ever.
 
     Args:
         method: ``type:EXPRESSION`` gives every stage as many layers whose class name, here or in GPT-NeoX,
             the regular expression finds; ``parameters`` balances parameters; ``uniform`` counts layers.
-        layers: made on the meta device where ``parameters`` builds them.
-        stages: at most the number of layers.
+        layers: a GPT's; made on the meta device where ``parameters`` builds them.
+        stages: at most the number of blocks.
+
+    Raises:
+        ConfigError: no layer has a name that the expression finds.
     """
-    if method == "uniform":
-        return [int(bound) for bound in partition_uniform(len(layers), stages)]
+    weights = [1] * len(layers)
     if method == "parameters":
         weights = [sum(p.numel() for p in plan.build().parameters()) for plan in layers]
-    else:
+    elif method.startswith("type:"):
         expression = re.compile(method.removeprefix("type:"), re.IGNORECASE)
         names = [f"{plan.kind.__name__} {NEOX_NAMES[plan.kind]}" for plan in layers]
         weights = [int(bool(expression.search(name))) for name in names]
-    return [int(bound) for bound in partition_balanced(weights, stages)]
+        if not any(weights):
+            raise ConfigError(f"pipe_partition_method: no layer is called {method!r}; use type:transformer")
+    # The embedding goes with the first block; the final norm and the head go with the last one.
+    embedding, *blocks, norm, head = weights
+    blocks[0] += embedding
+    blocks[-1] += norm + head
+    inner = partition_balanced(blocks, stages)[1:-1]
+    return [0, *(int(bound) + 1 for bound in inner), len(layers)]
 
 
 def _spec(plan: LayerPlan, tied: bool) -> LayerSpec:

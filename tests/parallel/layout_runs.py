@@ -97,6 +97,11 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
         engine = open_engine(config, context)
         if case.load:
             load_checkpoint(folder / case.load, engine.deepspeed, context)
+
+        def save(step: int) -> None:
+            state, keys = {"step": step}, config.flat()
+            save_checkpoint(folder / case.name, step, engine.deepspeed, state, keys, context)
+
         size = config.batch.train_micro_batch_size_per_gpu
         for step in range(case.first, case.last):
             count = case.samples[step % len(case.samples)]
@@ -105,9 +110,10 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             result = engine.train_step([rows(batch, start, size) for start in starts], LR)
             losses.append(float(context.sum_over_data(result.loss.clone())) / context.data_size)
             norms.append(float(result.grad_norm))
-            if case.saved_at == step + 1 or case.last == step + 1:
-                save = folder / case.name
-                save_checkpoint(save, step + 1, engine.deepspeed, {"step": step + 1}, config.flat(), context)
+            if case.saved_at == step + 1:
+                save(step + 1)
+        save(case.last)
+        assert_copies_are_equal(engine.deepspeed.module, context)
         totals = torch.zeros(2, dtype=torch.float64)
         for number in (4, 2):  # the second batch has another shape
             totals += torch.stack(engine.eval_loss(global_batch(1000 + number, number, case.masked)))
@@ -115,12 +121,22 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
     return Outcome(losses, norms, float(totals[0] / totals[1]))
 
 
+def assert_copies_are_equal(module: torch.nn.Module, context: Any) -> None:
+    """A parameter that two pipeline stages hold is the same on both."""
+    own = {p.spec.name: float(p.detach().double().square().sum()) for p in module.parameters()}
+    stages: list[Any] = [None] * context.pipe.size
+    torch.distributed.all_gather_object(stages, own, group=context.pipe.group)
+    for earlier, later in zip(stages, stages[1:] + stages[:1], strict=True):
+        for name in earlier.keys() & later.keys():
+            assert earlier[name] == later[name], f"{name} differs between stages"
+
+
 def run_all(cases: list[Case], world_size: int, folder: Path) -> list[Outcome]:
     """One rank of several cases, one after the other in the same process."""
     return [run_case(case, world_size, folder) for case in cases]
 
 
-def outcomes(cases: list[Case], world_size: int, folder: Path, timeout: float = 300) -> list[Outcome]:
+def outcomes(cases: list[Case], world_size: int, folder: Path, timeout: float = 60) -> list[Outcome]:
     """Each case on ``world_size`` ranks; every rank must tell the same."""
     by_rank = run_ranks(run_all, world_size, cases, world_size, folder, timeout=timeout)
     assert all(told == by_rank[0] for told in by_rank), "the ranks disagree"
