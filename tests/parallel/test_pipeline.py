@@ -10,9 +10,13 @@ import pytest
 import torch
 from checkpoint.stored import stored_scalars, stored_tensors
 from layout_runs import KEYS, SAMPLES, Case, Outcome, outcomes
+from training.training_runs import losses, run, write_corpus
+from transformers import AutoModelForCausalLM
 
 from megatron_lite.checkpoint import read_weights
 from megatron_lite.config import config_from_keys
+from megatron_lite.generation.load import load_model
+from megatron_lite.hf import export_folder
 from megatron_lite.utils.errors import ConfigError
 
 # A key's bias has no gradient but rounding with learned positions: Adam would make steps of that.
@@ -159,6 +163,37 @@ def test_checkpoints_fit_any_number_of_stages(one_rank: tuple[Path, dict[str, Ou
         outcome = outcomes([case], ranks, folder)[0]
         assert outcome.losses == pytest.approx(references["tied"].losses[10:], rel=1e-5), case.name
         assert_same_weights(folder / case.name, folder / "tied")
+
+
+@pytest.mark.slow
+def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
+    """``train`` in stages with its hooks, a growing batch and a resume; then export and generation."""
+    corpus = write_corpus(tmp_path)
+    keys = {
+        "train_iters": 6, "eval_interval": 3, "no_weight_tying": False, "checkpoint_factor": 3,
+        "rampup_batch_size": [4, 4, 4 * 32 * 2], "train_micro_batch_size_per_gpu": 2,
+    }  # fmt: skip
+    plain = run(tmp_path / "plain", corpus, 1, **keys)
+    staged = run(tmp_path / "staged", corpus, 2, pipe_parallel_size=2, **keys)
+    for figure in ("train/loss", "train/grad_norm", "valid/loss"):
+        expected = [record[figure] for record in plain if figure in record]
+        assert [record[figure] for record in staged if figure in record] == pytest.approx(expected, rel=1e-5)
+    again = run(
+        tmp_path / "again", corpus, 2, pipe_parallel_size=2, load=str(tmp_path / "staged/checkpoints"),
+        iteration=3, **keys,
+    )  # fmt: skip
+    assert losses(again) == losses(staged)[3:], "bitwise"
+
+    models = [
+        load_model(tmp_path / name / "checkpoints", torch.device("cpu")).gpt for name in ("plain", "staged")
+    ]
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](tokens), models[0](tokens), rtol=0, atol=1e-4)
+    export_folder(tmp_path / "staged/checkpoints", tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, models[1](tokens), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
