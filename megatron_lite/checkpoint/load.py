@@ -148,7 +148,7 @@ def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_
         holder.tensor.detach().zero_()
     for fragment in layout_fragments(layout, context):
         if fragment.kind == WEIGHT or (with_state and fragment.kind in parameters[fragment.name].tensors):
-            reader.read_into(fragment.data, fragment.name, fragment.kind, fragment.start)
+            reader.read_into(fragment.data, fragment.name, fragment.kind, fragment.start, fragment.region)
     if with_state:
         for holder in layout.holders:
             restore_scalars(holder, parameters)
