@@ -78,7 +78,7 @@ RETIRED: dict[str, Unused] = (
     | _keys("everything runs under DeepSpeed", "deepspeed", True)
     | _keys("reductions are fp32 with communication_data_type: fp32", "fp32_allreduce")
     | _keys(
-        "activations are whole on every rank without tensor parallelism",
+        "sequence_parallel divides activations over the tensor-parallel ranks",
         "partition_activations contiguous_checkpointing",
     )
     | _keys("checkpointed layers need no synchronisation", "synchronize_each_layer profile_backward")

@@ -79,6 +79,13 @@ def test_a_contradiction_names_the_places(tmp_path: Path) -> None:
         ({"model_parallel_size": 2, "world_size": 3}, "3 ranks do not divide into replicas"),
         ({"pipe_parallel_size": 2, "world_size": 3}, "multiple of 2 ranks"),
         ({"model_parallel_size": 5}, "5 does not divide the number of attention heads"),
+        ({"model_parallel_size": 2, "intermediate_size": 5}, "the inner width of the MLP 5"),
+        (
+            {"model_parallel_size": 2, "vocab_size": 7, "make_vocab_size_divisible_by": 1},
+            "the padded vocabulary of 7: choose another model_parallel_size or make_vocab_size_divisible_by",
+        ),
+        ({"model_parallel_size": 2, "sequence_parallel": True, "seq_length": 15}, "into 2 slices"),
+        ({"model_parallel_size": 2, "optimizer.type": "Muon"}, "needs whole matrices"),
         ({"min_lr": 1.0}, "min_lr 1.0 is above the learning rate 0.001"),
         ({"weight_decay": 0.1, "optimizer.params.weight_decay": 0.2}, "keep one"),
         ({"warmup_iters": 1, "warmup_tokens": 1}, "keep one"),
