@@ -20,9 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_lite.checkpoint.index import FileEntry, Index, tensor_key
+from megatron_lite.checkpoint.regions import Overlap, Region, blocks, overlap
 from megatron_lite.utils.errors import CheckpointError
 
-CHUNK = 16 << 20  # bytes per read while a checksum is computed
+CHUNK = 16 << 20  # bytes per read while a checksum is computed; elements per read of rows
 
 DTYPES = {
     torch.float64: "F64",
@@ -114,6 +115,19 @@ def check_size(checkpoint: Path, entry: FileEntry) -> None:
         )
 
 
+def _copy(source: Any, target: torch.Tensor, common: Overlap) -> None:
+    """Copy a rectangle from a stored piece to ``target``, a bounded number of rows at a time."""
+    (read, stride), (write, target_stride) = common.first, common.second
+    step = max(1, CHUNK // stride)
+    for row in range(0, common.rows, step):
+        rows = min(step, common.rows - row)
+        first, place = read + row * stride, write + row * target_stride
+        stored = source[first : first + (rows - 1) * stride + common.columns]
+        wanted = target[place : place + (rows - 1) * target_stride + common.columns]
+        size = (rows, common.columns)
+        wanted.as_strided(size, (target_stride, 1)).copy_(stored.as_strided(size, (stride, 1)))
+
+
 class ElementReader:
     """Reads any range of elements of any tensor of a checkpoint, from memory-mapped files opened once."""
 
@@ -122,16 +136,26 @@ class ElementReader:
         self.index = index
         self._open: dict[int, Any] = {}
 
-    def read_into(self, target: torch.Tensor, name: str, kind: str, start: int) -> None:
-        """Fill ``target`` (1-D, any dtype and device) with elements ``start, start + 1...`` of a tensor."""
-        stop = start + target.numel()
+    def read_into(
+        self, target: torch.Tensor, name: str, kind: str, start: int, region: Region | None = None
+    ) -> None:
+        """Fill ``target`` (1-D, any dtype and device) with elements ``start, start + 1...`` of a tensor.
+
+        With ``region``: of that part of it, flattened. The parts that the file has may be others.
+        """
+        entry = self.index.tensor(name, kind)
+        dims = [r.dim for r in (region, *(piece.region for piece in entry.pieces)) if r is not None]
+        dim = dims[0] if dims else 0
+        wanted = blocks(entry.shape, dim, region, start, start + target.numel())
         with torch.no_grad():
-            for piece in self.index.tensor(name, kind).pieces:
-                first, last = max(start, piece.start), min(stop, piece.stop)
-                if first < last:
-                    key = tensor_key(name, kind, piece.start, piece.stop)
-                    stored = self._slice(piece.file, key)[first - piece.start : last - piece.start]
-                    target[first - start : last - start].copy_(stored)
+            for piece in entry.pieces:
+                for stored in blocks(entry.shape, dim, piece.region, piece.start, piece.stop):
+                    common = [found for block in wanted if (found := overlap(stored, block))]
+                    if common:
+                        key = tensor_key(name, kind, piece.start, piece.stop, piece.region)
+                        source = self._slice(piece.file, key)
+                        for each in common:
+                            _copy(source, target, each)
 
     def metadata(self, file: int) -> dict[str, str]:
         """The strings stored with file number ``file``."""

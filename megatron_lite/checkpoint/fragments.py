@@ -10,9 +10,14 @@ import torch
 
 from megatron_lite.checkpoint.index import WEIGHT
 from megatron_lite.checkpoint.layouts import layout_of
-from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, region_of
+from megatron_lite.checkpoint.regions import Region
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import spec_of
 from megatron_lite.utils.errors import CheckpointError
+
+Owned = dict[tuple[str, Region | None], tuple[int, int]]
+"""By :attr:`Part.key`, the range of elements that this rank saves; none of a part that is not there."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Fragment:
         name: the parameter's global name.
         kind: ``weight`` or the name of an optimizer state (``exp_avg``).
         shape: the whole shape of the tensor (the parameter's, except for factored states).
-        start: first element, in the flattened tensor.
+        region: the part of the tensor that this tensor rank has; None: all of it.
+        start: first element, in that part, flattened.
         stop: one past the last element.
         data: the elements, 1-D; writing to it changes the engine.
         owned: the range, within ``[start, stop)``, that this rank saves; the other ranks save the rest.
@@ -32,6 +38,7 @@ class Fragment:
     name: str
     kind: str
     shape: tuple[int, ...]
+    region: Region | None
     start: int
     stop: int
     data: torch.Tensor
@@ -54,6 +61,7 @@ def iter_fragments(engine: Any, context: ParallelContext) -> Iterator[Fragment]:
 def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragment]:
     """The fragments of an engine whose layout is known already."""
     owned = _owned_ranges(layout.holders, context)
+    owned |= dict.fromkeys(_tied_copies(layout), (0, 0))
     for holder in layout.holders:
         for part in holder.parts:
             yield _fragment(WEIGHT, part, holder.tensor, owned)
@@ -62,9 +70,7 @@ def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragm
                 yield from _state_fragments(kind, value, holder, owned)
 
 
-def _state_fragments(
-    kind: str, value: torch.Tensor, holder: Holder, owned: dict[str, tuple[int, int]]
-) -> Iterator[Fragment]:
+def _state_fragments(kind: str, value: torch.Tensor, holder: Holder, owned: Owned) -> Iterator[Fragment]:
     if holder.packed is not None and holder.packed.kind == kind and holder.packed.numel == value.numel():
         for part in holder.packed.parts:
             yield _fragment(kind, part, value, owned)
@@ -75,17 +81,15 @@ def _state_fragments(
         yield _whole_fragment(kind, value, holder, owned)
 
 
-def _fragment(kind: str, part: Part, tensor: torch.Tensor, owned: dict[str, tuple[int, int]]) -> Fragment:
+def _fragment(kind: str, part: Part, tensor: torch.Tensor, owned: Owned) -> Fragment:
     data = tensor.detach().view(-1)[part.offset : part.offset + part.numel]
-    first, last = owned.get(part.name, (0, 0))
+    first, last = owned.get(part.key, (0, 0))
     clipped = (max(first, part.start), min(last, part.stop))
     mine = clipped if clipped[0] < clipped[1] else (part.start, part.start)
-    return Fragment(part.name, kind, part.shape, part.start, part.stop, data, mine)
+    return Fragment(part.name, kind, part.shape, part.region, part.start, part.stop, data, mine)
 
 
-def _whole_fragment(
-    kind: str, value: torch.Tensor, holder: Holder, owned: dict[str, tuple[int, int]]
-) -> Fragment:
+def _whole_fragment(kind: str, value: torch.Tensor, holder: Holder, owned: Owned) -> Fragment:
     """A state of a shape of its own (Adafactor's factors): kept whole, by whoever saves the first element."""
     if len(holder.parts) != 1 or holder.parts[0].shape != tuple(holder.tensor.shape):
         raise CheckpointError(
@@ -93,25 +97,39 @@ def _whole_fragment(
             "end, which a checkpoint cannot divide; use ZeRO stage 0"
         )
     part = holder.parts[0]
-    first, last = owned[part.name]
+    first, last = owned.get(part.key, (0, 0))
     mine = (0, value.numel()) if first == 0 < last else (0, 0)
-    return Fragment(part.name, kind, tuple(value.shape), 0, value.numel(), value.detach().view(-1), mine)
+    return Fragment(
+        part.name, kind, tuple(value.shape), None, 0, value.numel(), value.detach().view(-1), mine
+    )
 
 
-def _owned_ranges(holders: list[Holder], context: ParallelContext) -> dict[str, tuple[int, int]]:
+def _tied_copies(layout: Layout) -> list[tuple[str, Region | None]]:
+    """Parameters that an earlier pipeline stage holds, too, and saves (by DeepSpeed's mark)."""
+    copies = [spec_of(p) for p in layout.trained if getattr(p, "ds_pipe_replicated", False)]
+    return [(spec.name, region_of(spec)) for spec in copies]
+
+
+def _owned_ranges(holders: list[Holder], context: ParallelContext) -> Owned:
     """By parameter, the element range that this rank saves.
 
     A partition is its rank's own. What every data-parallel rank holds is laid end to end and cut into equal
     shares, so that the ranks write at the same time and each byte is written once.
     """
-    owned = {p.name: (p.start, p.stop) for holder in holders if not holder.replicated for p in holder.parts}
-    replicated = [part for holder in holders if holder.replicated for part in holder.parts]
+    owned = {
+        part.key: (part.start, part.stop)
+        for holder in holders
+        if not holder.replicated
+        for part in holder.parts
+        if part.owned
+    }
+    replicated = [part for holder in holders if holder.replicated for part in holder.parts if part.owned]
     total = sum(part.numel for part in replicated)
     start = total * context.data_rank // context.data_size
     stop = total * (context.data_rank + 1) // context.data_size
     position = 0
     for part in replicated:
         first, last = max(start, position), min(stop, position + part.numel)
-        owned[part.name] = (first - position, last - position) if first < last else (0, 0)
+        owned[part.key] = (first - position, last - position) if first < last else (0, 0)
         position += part.numel
     return owned

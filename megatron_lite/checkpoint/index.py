@@ -7,17 +7,19 @@ stage or on the number of ranks that wrote it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_lite.checkpoint.regions import Region, elements
 from megatron_lite.utils.errors import CheckpointError
 
 INDEX_NAME = "index.json"
 FORMAT = "megatron_lite checkpoint"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 knows no tensor-parallel parts."""
 WEIGHT = "weight"
 """The kind of the parameter itself (the fp32 master where training keeps one)."""
 
@@ -33,11 +35,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements ``[start, stop)`` of a flattened tensor, stored in file number ``file`` of the index."""
+    """Elements ``[start, stop)`` of a flattened tensor, stored in file number ``file`` of the index.
+
+    Of a tensor that was divided over tensor-parallel ranks: of the flattened ``region`` of it.
+    """
 
     file: int
     start: int
     stop: int
+    region: Region | None = None
 
 
 @dataclass
@@ -47,11 +53,6 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: str
     pieces: list[Piece]
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
 
 
 @dataclass
@@ -112,26 +113,49 @@ class Index:
         return self.parameters[name].tensors[kind]
 
 
-def tensor_key(name: str, kind: str, start: int, stop: int) -> str:
+def tensor_key(name: str, kind: str, start: int, stop: int, region: Region | None) -> str:
     """The name of a piece inside its safetensors file."""
-    return f"{kind}/{name}[{start}:{stop}]"
+    if region is None:
+        return f"{kind}/{name}[{start}:{stop}]"
+    ranges = ",".join(f"{first}:{last}" for first, last in region.ranges)
+    return f"{kind}/{name}(dim {region.dim} {ranges})[{start}:{stop}]"
 
 
 def check_complete(index: Index, where: Path) -> None:
     """Raise :class:`CheckpointError` unless the pieces of every tensor cover it exactly once."""
     for name, kind, entry in _tensors(index):
         entry.pieces.sort(key=lambda piece: piece.start)
-        position = 0
-        for piece in entry.pieces:
-            if piece.start != position or piece.stop <= piece.start or not 0 <= piece.file < len(index.files):
-                position = -1
-                break
-            position = piece.stop
-        if position != entry.numel:
+        if not _covers(entry) or not all(0 <= piece.file < len(index.files) for piece in entry.pieces):
             raise CheckpointError(
                 f"{where / INDEX_NAME} does not cover {kind} of {name}: elements are missing or there twice; "
                 "use another checkpoint"
             )
+
+
+def _covers(entry: TensorEntry) -> bool:
+    """Whether the regions cover the tensor, and the pieces of each cover the region, exactly once."""
+    by_region: dict[Region | None, list[tuple[int, int]]] = {}
+    for piece in entry.pieces:
+        by_region.setdefault(piece.region, []).append((piece.start, piece.stop))
+    if not all(_tiles(ranges, elements(entry.shape, region)) for region, ranges in by_region.items()):
+        return False
+    regions = [region for region in by_region if region is not None]
+    if not regions:
+        return None in by_region
+    dim = regions[0].dim
+    if None in by_region or any(region.dim != dim for region in regions):
+        return False
+    return _tiles(sorted(span for region in regions for span in region.ranges), entry.shape[dim])
+
+
+def _tiles(ranges: list[tuple[int, int]], length: int) -> bool:
+    """Whether ``ranges``, ascending, follow each other from 0 to ``length``."""
+    position = 0
+    for start, stop in ranges:
+        if start != position or stop <= start:
+            return False
+        position = stop
+    return position == length
 
 
 def _tensors(index: Index) -> Iterable[tuple[str, str, TensorEntry]]:
@@ -167,11 +191,25 @@ def _encode_parameter(parameter: ParameterEntry) -> dict[str, Any]:
         kind: {
             "shape": entry.shape,
             "dtype": entry.dtype,
-            "pieces": [[piece.file, piece.start, piece.stop] for piece in entry.pieces],
+            "pieces": [_encode_piece(piece) for piece in entry.pieces],
         }
         for kind, entry in parameter.tensors.items()
     }
     return {"shape": parameter.shape, "tensors": tensors, "scalars": parameter.scalars}
+
+
+def _encode_piece(piece: Piece) -> list[Any]:
+    """[file, start, stop], and of a region its dimension and ranges."""
+    own = [piece.file, piece.start, piece.stop]
+    return own if piece.region is None else [*own, piece.region.dim, piece.region.ranges]
+
+
+def _decode_piece(content: list[Any]) -> Piece:
+    file, start, stop, *rest = content
+    if not rest:
+        return Piece(file, start, stop)
+    dim, ranges = rest
+    return Piece(file, start, stop, Region(dim, tuple((first, last) for first, last in ranges)))
 
 
 def read_index(checkpoint: Path) -> Index:
@@ -185,7 +223,7 @@ def read_index(checkpoint: Path) -> Index:
         raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the index of a {FORMAT}")
-    if content.get("format_version") != VERSION:
+    if content.get("format_version") not in READABLE:
         raise CheckpointError(
             f"{path} has format version {content.get('format_version')} and this program reads {VERSION}; "
             "update the program"
@@ -215,7 +253,9 @@ def _decode(content: dict[str, Any]) -> Index:
 
 def _decode_parameter(content: dict[str, Any]) -> ParameterEntry:
     tensors = {
-        kind: TensorEntry(tuple(entry["shape"]), entry["dtype"], [Piece(*piece) for piece in entry["pieces"]])
+        kind: TensorEntry(
+            tuple(entry["shape"]), entry["dtype"], [_decode_piece(piece) for piece in entry["pieces"]]
+        )
         for kind, entry in content["tensors"].items()
     }
     return ParameterEntry(tuple(content["shape"]), tensors, content["scalars"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_lite.checkpoint.engine_state import (
     restore_counters,
     restore_loss_scaler,
@@ -51,10 +53,12 @@ def load_checkpoint(
             The weights are untouched then, unless a file that was sound a moment ago could not be read.
     """
 
+    model = _shapes(engine, context)
+
     def check() -> tuple[Path, Index, Layout]:
         checkpoint = find_checkpoint(path)
         index = read_index(checkpoint)
-        _check_model(engine, index, checkpoint)
+        _check_model(model, index, checkpoint)
         for entry in index.files[context.rank :: context.world_size]:
             check_file(checkpoint, entry)
         return checkpoint, index, layout_of(engine)
@@ -76,9 +80,18 @@ def load_checkpoint(
     return index.trainer_state
 
 
-def _check_model(engine: Any, index: Index, checkpoint: Path) -> None:
+def _shapes(engine: Any, context: ParallelContext) -> dict[str, tuple[int, ...]]:
+    """The whole shape of each parameter of the model, by global name: those of all pipeline stages."""
+    own = {spec.name: spec.shape for p in engine.module.parameters() for spec in [spec_of(p)]}
+    if context.pipe.size == 1:
+        return own
+    stages: list[Any] = [None] * context.pipe.size
+    dist.all_gather_object(stages, own, group=context.pipe.group)
+    return {name: shape for stage in stages for name, shape in stage.items()}
+
+
+def _check_model(model: dict[str, tuple[int, ...]], index: Index, checkpoint: Path) -> None:
     """Raise unless checkpoint and model have the same parameters with the same shapes."""
-    model = {spec.name: spec.shape for p in engine.module.parameters() for spec in [spec_of(p)]}
     saved = {name: entry.shape for name, entry in index.parameters.items()}
     differences = [
         ("lacks", sorted(model.keys() - saved.keys())),
@@ -135,7 +148,7 @@ def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_
         holder.tensor.detach().zero_()
     for fragment in layout_fragments(layout, context):
         if fragment.kind == WEIGHT or (with_state and fragment.kind in parameters[fragment.name].tensors):
-            reader.read_into(fragment.data, fragment.name, fragment.kind, fragment.start)
+            reader.read_into(fragment.data, fragment.name, fragment.kind, fragment.start, fragment.region)
     if with_state:
         for holder in layout.holders:
             restore_scalars(holder, parameters)

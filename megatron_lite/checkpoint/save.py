@@ -36,6 +36,7 @@ from megatron_lite.checkpoint.index import (
 from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Layout
 from megatron_lite.checkpoint.optimizer_state import collect_scalars
+from megatron_lite.checkpoint.regions import Region
 from megatron_lite.checkpoint.together import gather_on_first, on_first_rank, together
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.utils.files import fsync_directory, write_text
@@ -49,10 +50,10 @@ RNG_KEY = "rng"
 
 @dataclass(frozen=True)
 class _Written:
-    """What one rank wrote: files; for each piece name, kind, shape, dtype, number of its file, range."""
+    """What one rank wrote: files; for each piece name, kind, shape, dtype, file number, range, region."""
 
     files: list[FileEntry]
-    pieces: list[tuple[str, str, tuple[int, ...], str, int, int, int]]
+    pieces: list[tuple[str, str, tuple[int, ...], str, int, int, int, Region | None]]
     scalars: dict[str, dict[str, float]]
 
 
@@ -141,7 +142,7 @@ def _write_rank(temporary: Path, layout: Layout, context: ParallelContext) -> _W
         write_file(optimizer_file(temporary, context.rank), _items(states), rng),
     ]
     pieces = [
-        (f.name, f.kind, f.shape, str(f.data.dtype).removeprefix("torch."), number, *f.owned)
+        (f.name, f.kind, f.shape, str(f.data.dtype).removeprefix("torch."), number, *f.owned, f.region)
         for number, group in enumerate((weights, states))
         for f in group
     ]
@@ -154,7 +155,7 @@ def optimizer_file(checkpoint: Path, rank: int) -> Path:
 
 
 def _items(fragments: list[Fragment]) -> list[Item]:
-    return [Item(tensor_key(f.name, f.kind, *f.owned), f.owned_data) for f in fragments]
+    return [Item(tensor_key(f.name, f.kind, *f.owned, f.region), f.owned_data) for f in fragments]
 
 
 def _merge(index: Index, everything: list[_Written]) -> None:
@@ -162,10 +163,10 @@ def _merge(index: Index, everything: list[_Written]) -> None:
     for written in everything:
         first_file = len(index.files)
         index.files.extend(written.files)
-        for name, kind, shape, dtype, number, start, stop in written.pieces:
+        for name, kind, shape, dtype, number, start, stop, region in written.pieces:
             parameter = index.parameters.setdefault(name, ParameterEntry(()))
             entry = parameter.tensors.setdefault(kind, TensorEntry(shape, dtype, []))
-            entry.pieces.append(Piece(first_file + number, start, stop))
+            entry.pieces.append(Piece(first_file + number, start, stop, region))
             if kind == WEIGHT:
                 parameter.shape = shape
     for written in everything:

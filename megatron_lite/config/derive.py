@@ -12,6 +12,7 @@ from typing import Any
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.schema import SECTION_OF
+from megatron_lite.config.sections.model import ffn_size
 from megatron_lite.utils.errors import ConfigError
 
 Keys = Mapping[str, Any]
@@ -85,22 +86,88 @@ def _lengths(keys: Keys) -> dict[str, Any]:
 
 
 def _ranks(keys: Keys) -> dict[str, Any]:
-    for key, what in (("model_parallel_size", "tensor"), ("pipe_parallel_size", "pipeline")):
-        if keys.get(key, 1) > 1:
+    """The ranks are a grid: tensor x pipeline x data."""
+    tensor, stages = keys.get("model_parallel_size", 1), max(keys.get("pipe_parallel_size", 1), 1)
+    replica = tensor * stages
+    ranks = keys.get("world_size", replica)
+    if ranks % replica:
+        raise Contradiction(
+            f"{ranks} ranks do not divide into replicas of model_parallel_size {tensor} x pipe_parallel_size "
+            f"{stages} = {replica}: start a multiple of {replica} ranks, or choose degrees whose product "
+            f"divides {ranks}",
+            "model_parallel_size",
+            "pipe_parallel_size",
+        )
+    return {"world_size": replica} | _shards(keys, tensor)
+
+
+def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
+    """What tensor parallelism divides must divide."""
+    heads, kv_heads = keys["num_attention_heads"], keys["num_kv_heads"]
+    divided = {"num_attention_heads": heads}
+    width = ffn_size(
+        keys["intermediate_size"], keys.get("activation", "gelu"), keys.get("mlp_multiple_of", 1)
+    )
+    divided["mlp_multiple_of"] = width
+    if keys.get("vocab_size") is not None:
+        multiple = keys.get("make_vocab_size_divisible_by", 128)
+        divided["make_vocab_size_divisible_by"] = -(-keys["vocab_size"] // multiple) * multiple
+    for key, size in divided.items():
+        if size % tensor:
             raise Contradiction(
-                f"{key} is {keys[key]}, but there is no {what} parallelism: set it to 1, and share a large "
-                "model over the ranks with zero_optimization.stage=3",
+                f"model_parallel_size {tensor} does not divide {DIVIDED[key]} {size}: choose another "
+                f"model_parallel_size or {key}",
+                "model_parallel_size",
                 key,
             )
-    return {"world_size": 1}
+    if kv_heads % tensor and tensor % kv_heads:
+        raise Contradiction(
+            f"{kv_heads} key/value heads can neither be divided over model_parallel_size {tensor} ranks nor "
+            "shared by equal numbers of them: choose a degree that divides num_kv_heads, or a multiple of it",
+            "model_parallel_size",
+            "num_kv_heads",
+        )
+    if keys.get("sequence_parallel") and keys["seq_length"] % tensor:
+        raise Contradiction(
+            f"sequence_parallel cannot divide seq_length {keys['seq_length']} into {tensor} slices: choose a "
+            "seq_length that is a multiple of model_parallel_size",
+            "sequence_parallel",
+            "seq_length",
+        )
+    kind = keys["optimizer"].type if keys.get("optimizer") else ""
+    if tensor > 1 and kind.lower() in WHOLE_MATRICES:
+        raise Contradiction(
+            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW "
+            "or use ZeRO instead of model_parallel_size",
+            "optimizer",
+            "model_parallel_size",
+        )
+    return {}
+
+
+WHOLE_MATRICES = ("muon", "adafactor")
+"""Optimizers whose update of an element depends on its whole row and column."""
+
+DIVIDED = {
+    "num_attention_heads": "the number of attention heads",
+    "mlp_multiple_of": "the inner width of the MLP",
+    "make_vocab_size_divisible_by": "the padded vocabulary of",
+}
+"""What is divided over the tensor-parallel ranks, by the key that changes it."""
+
+
+def data_ranks(keys: Keys) -> int:
+    """The data-parallel degree."""
+    replica = keys.get("model_parallel_size", 1) * max(keys.get("pipe_parallel_size", 1), 1)
+    return int(keys["world_size"] // replica)
 
 
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def _batch(keys: Keys) -> dict[str, Any]:
-    """The batch triple from any part of it: total = micro x steps x ranks."""
-    ranks = keys["world_size"]
+    """The batch triple from any part of it: total = micro x steps x data-parallel ranks."""
+    ranks = data_ranks(keys)
     total, micro, steps = (keys.get(key) for key in BATCH)
     if total is None:
         micro, steps = micro or 1, steps or 1
@@ -137,7 +204,7 @@ def _ramp(keys: Keys) -> dict[str, Any]:
         return {}
     start, increment, _ = ramp
     total = keys["train_batch_size"]
-    unit = keys["train_micro_batch_size_per_gpu"] * keys["world_size"]
+    unit = keys["train_micro_batch_size_per_gpu"] * data_ranks(keys)
     if start > total or (total - start) % increment:
         raise Contradiction(
             f"a batch that grows from {start} by {increment} does not meet train_batch_size {total}",
@@ -223,6 +290,40 @@ def _offload(keys: Keys) -> dict[str, Any]:
     return {}
 
 
+def _stages(keys: Keys) -> dict[str, Any]:
+    """What goes with pipeline stages."""
+    stages = keys.get("pipe_parallel_size", 1)
+    if stages <= 1:
+        return {}
+    if keys["num_layers"] < stages:
+        raise Contradiction(
+            f"pipe_parallel_size {stages} is more than num_layers {keys['num_layers']}: choose fewer stages",
+            "pipe_parallel_size",
+            "num_layers",
+        )
+    zero, block = keys.get("zero_optimization"), keys.get("optimizer")
+    if zero is not None and zero.stage > 1:
+        raise Contradiction(
+            f"zero_optimization.stage {zero.stage} does not go with pipe_parallel_size {stages}, whose "
+            "micro-batches are in flight at the same time: use stage 1 or 0, or pipe_parallel_size 1",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if zero is not None and (zero.offload_optimizer or {}).get("device", "none") != "none":
+        raise Contradiction(
+            f"zero_optimization.offload_optimizer does not go with pipe_parallel_size {stages}: remove one",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if block is not None and block.type == "muon":
+        raise Contradiction(
+            f"Muon does not go with pipe_parallel_size {stages}: choose another optimizer.type",
+            "optimizer",
+            "pipe_parallel_size",
+        )
+    return {}
+
+
 def _paths(keys: Keys) -> dict[str, Any]:
     both = [key for key in ("data_path", "train_data_paths") if key in keys]
     if len(both) == 2:
@@ -271,6 +372,7 @@ RULES = (
     _optimizer,
     _schedule,
     _offload,
+    _stages,
     _paths,
     _generation,
     _extra,

@@ -68,7 +68,6 @@ RETIRED: dict[str, Unused] = (
     | _keys("rotary frequencies are computed, not stored", "rotary_save_freqs_buffer")
     | _keys("causal attention needs no mask", "requires_attention_mask", True)
     | _keys("the head is always divided over the vocabulary", "output_layer_parallelism", "column")
-    | _keys("stages are balanced by the layers' cost", "pipe_partition_method", "type:transformer|mlp")
     | _keys("it follows from the parallel degrees", "is_pipe_parallel is_context_parallel")
     | _keys(
         "the backend follows from the device: nccl on CUDA, gloo on a CPU",
@@ -79,7 +78,7 @@ RETIRED: dict[str, Unused] = (
     | _keys("everything runs under DeepSpeed", "deepspeed", True)
     | _keys("reductions are fp32 with communication_data_type: fp32", "fp32_allreduce")
     | _keys(
-        "activations are whole on every rank without tensor parallelism",
+        "sequence_parallel divides activations over the tensor-parallel ranks",
         "partition_activations contiguous_checkpointing",
     )
     | _keys("checkpointed layers need no synchronisation", "synchronize_each_layer profile_backward")
@@ -180,7 +179,6 @@ RETIRED: dict[str, Unused] = (
 
 REFUSED: dict[str, Unused] = (
     _keys("there is no context parallelism; set it to 1", "context_parallel_size", 0, 1)
-    | _keys("there is no sequence parallelism; set it to false", "sequence_parallel")
     | _keys("there is no expert parallelism; set it to 1", "moe_expert_parallel_size", 0, 1)
     | _keys("there are no mixtures of experts; set it to 1", "moe_num_experts", 0, 1)
     | _keys("attention has no window; leave it out", "sliding_window_width")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_lite.config.config import Config
+from megatron_lite.config.placement import AXES, axis_sizes, groups_along
+
+SHOWN_RANKS = 32
+"""Ranks of a line of the table of groups; the others are counted."""
 
 
 def summary(
@@ -24,6 +28,7 @@ def summary(
         ("batch", _batch(config)),
         ("training", _training(config)),
         ("layout", _layout(config)),
+        *(("", line) for line in _groups(config)),
         ("kernels", chosen),
         *((("memory" if not number else ""), line) for number, line in enumerate(memory)),
         ("output", str(config.run_dir)),
@@ -105,6 +110,29 @@ def _layout(config: Config) -> str:
     if config.model.checkpoint_activations:
         parts.append("activations recomputed")
     return ", ".join(parts)
+
+
+def _groups(config: Config) -> list[str]:
+    """A line for each kind of parallelism that is used, if there are several: its groups of ranks."""
+    sizes = axis_sizes(config.parallel)
+    used = [axis for axis in reversed(AXES) if sizes[axis] > 1]
+    if len(used) < 2 and sizes["data"] == config.parallel.world_size:
+        return []
+    lines = []
+    for axis in used:
+        groups = groups_along(sizes, axis)
+        shown = groups[: max(1, SHOWN_RANKS // sizes[axis])]
+        ranks = " | ".join(_members(group) for group in shown)
+        more = f" | and {len(groups) - len(shown)} more" if len(groups) > len(shown) else ""
+        lines.append(f"{axis:<7}{sizes[axis]:>4}  ranks {ranks}{more}")
+    return lines
+
+
+def _members(group: Sequence[int]) -> str:
+    """The ranks of a group; of a long one the first two and the last."""
+    if len(group) <= SHOWN_RANKS // 2:
+        return " ".join(map(str, group))
+    return f"{group[0]} {group[1]} ... {group[-1]}"
 
 
 def _ranks(number: int) -> str:

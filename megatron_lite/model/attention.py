@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from megatron_lite.model.initialize import inner_init, output_init
+from megatron_lite.model.initialize import output_init
 from megatron_lite.model.kernels import ATTENTION_KERNELS, choose_kernel, masked_sdpa
-from megatron_lite.model.linear import Linear
+from megatron_lite.model.linear import RowLinear
 from megatron_lite.model.norms import head_norm
+from megatron_lite.model.projections import query_key_value
 from megatron_lite.model.rotary import Rotation, rotate
 from megatron_lite.parallel.parameter import ParameterFactory
 
@@ -24,40 +25,46 @@ class Attention(nn.Module):
 
     One matrix makes queries, keys and values. Its rows are, for each key head: the query heads that share it,
     then the key head, then the value head; with as many key heads as query heads this is GPT-NeoX's order.
+    Each rank of the tensor axis has some of the heads.
     """
 
     def __init__(self, config: ModelSection, index: int, factory: ParameterFactory) -> None:
         super().__init__()
         self.index = index
-        self.kv_heads, self.head_size = config.num_kv_heads, config.head_size
-        self.queries_per_key = config.num_attention_heads // config.num_kv_heads
+        self.tensor = factory.tensor
+        self.head_size = config.head_size
+        self.kv_heads = max(1, config.num_kv_heads // self.tensor.size)
+        self.queries_per_key = config.num_attention_heads // self.tensor.size // self.kv_heads
         self.dropout = config.attention_dropout
         self.backend = config.attention_backend
         inner, bias = config.num_attention_heads * config.head_size, config.use_bias_in_attn_linear
-        rows = inner + 2 * config.num_kv_heads * config.head_size
-        self.query_key_value = Linear(
-            config.hidden_size, rows, bias, inner_init(config), factory.child("query_key_value")
-        )
+        self.query_key_value = query_key_value(config, factory.child("query_key_value"))
         self.q_norm = head_norm(config, factory.child("q_norm")) if config.use_qk_layernorm else None
         self.k_norm = head_norm(config, factory.child("k_norm")) if config.use_qk_layernorm else None
-        self.dense = Linear(inner, config.hidden_size, bias, output_init(config), factory.child("dense"))
+        self.dense = RowLinear(inner, config.hidden_size, bias, output_init(config), factory.child("dense"))
 
     def forward(self, x: torch.Tensor, rotation: Rotation | None, cache: KVCache | None) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``."""
         q, k, v = self._heads(x, rotation)
         if cache is None:
-            kernel = ATTENTION_KERNELS[choose_kernel(self.backend, q.device.type, q.dtype)]
-            out = kernel.run(q, k, v, self.dropout if self.training else 0.0)
+            out = self._attend(q, k, v)
         else:
             out = masked_sdpa(q, *cache.append(self.index, k, v), cache.mask)
         return self.dense(out.transpose(1, 2).flatten(2))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention over whole sequences by the chosen kernel, with dropout while training."""
+        kernel = ATTENTION_KERNELS[choose_kernel(self.backend, q.device.type, q.dtype)]
+        if not (self.training and self.dropout):
+            return kernel.run(q, k, v, 0.0)
+        with self.tensor.own_random_numbers(q.device):
+            return kernel.run(q, k, v, self.dropout)
 
     def _heads(
         self, x: torch.Tensor, rotation: Rotation | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries [b, heads, s, d], keys and values [b, kv_heads, s, d], normed and turned."""
-        batch, length, _ = x.shape
-        grouped = self.query_key_value(x).view(batch, length, self.kv_heads, -1, self.head_size)
+        grouped = self.query_key_value(x).unflatten(-1, (self.kv_heads, -1, self.head_size))
         q, k, v = grouped.split((self.queries_per_key, 1, 1), dim=3)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

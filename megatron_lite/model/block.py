@@ -25,6 +25,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelSection, index: int, factory: ParameterFactory) -> None:
         super().__init__()
+        self.tensor = factory.tensor
         self.parallel = config.gpt_j_residual
         self.dropout = config.hidden_dropout
         tied = config.gpt_j_residual and config.gpt_j_tied
@@ -40,7 +41,7 @@ class Block(nn.Module):
         self.compiled = torch.compile(self.compute) if config.torch_compile else None
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """``x [b, s, hidden] → [b, s, hidden]``.
+        """``x [b, s, hidden] → [b, s, hidden]``, or a slice of the sequence of both (``sequence_parallel``).
 
         Sequential residual (GPT-2, Llama)::
 
@@ -56,7 +57,7 @@ class Block(nn.Module):
         With ``gpt_j_tied`` both branches of the parallel residual read one norm.
         """
         # The table of angles is looked up here, outside of what torch.compile sees.
-        rotation = self.rotary.rotation(x, cache) if self.rotary else None
+        rotation = self.rotary.rotation(x, self.tensor.whole_length(x), cache) if self.rotary else None
         if self.compiled is not None and cache is None:
             return self.compiled(x, rotation)
         return self.compute(x, rotation, cache)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
 
 
+@dataclass(frozen=True)
+class LayerPlan:
+    """A layer that is not built yet: its class and the arguments of its constructor."""
+
+    kind: type[nn.Module]
+    arguments: tuple[Any, ...]
+
+    def build(self, *more: object) -> nn.Module:
+        """The layer, its parameters drawn."""
+        return self.kind(*self.arguments, *more)
+
+
+def layer_plans(config: ModelSection, factory: ParameterFactory) -> list[LayerPlan]:
+    """The layers of a :class:`GPT` in order, so that a pipeline stage builds its own and no others."""
+    blocks = [
+        LayerPlan(Block, (config, index, factory.child(f"layers.{index}")))
+        for index in range(config.num_layers)
+    ]
+    ends = [LayerPlan(kind, (config, factory)) for kind in (Embedding, FinalNorm, Head)]
+    return [ends[0], *blocks, *ends[1:]]
+
+
 class GPT(nn.Module):
     """A decoder-only transformer: ``layers`` is [Embedding, num_layers Blocks, FinalNorm, Head].
 
@@ -28,13 +51,9 @@ class GPT(nn.Module):
     def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
         super().__init__()
         self.config = config
-        embedding = Embedding(config, factory)
-        blocks = [
-            Block(config, index, factory.child(f"layers.{index}")) for index in range(config.num_layers)
-        ]
-        self.layers = nn.ModuleList(
-            [embedding, *blocks, FinalNorm(config, factory), Head(config, factory, embedding)]
-        )
+        *plans, head = layer_plans(config, factory)
+        layers = [plan.build() for plan in plans]
+        self.layers = nn.ModuleList([*layers, head.build(layers[0])])
 
     def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """``tokens [b, s]`` int64 → logits [b, s, padded vocabulary] in the parameters' dtype.

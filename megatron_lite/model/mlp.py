@@ -9,7 +9,7 @@ from torch import nn
 
 from megatron_lite.model.activations import ACTIVATIONS
 from megatron_lite.model.initialize import inner_init, output_init
-from megatron_lite.model.linear import Linear
+from megatron_lite.model.linear import ColumnLinear, RowLinear
 from megatron_lite.parallel.parameter import ParameterFactory
 
 if TYPE_CHECKING:
@@ -22,10 +22,14 @@ class MLP(nn.Module):
     def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.ffn_size, config.use_bias_in_mlp
-        up = 2 * inner if config.is_gated else inner
-        self.dense_h_to_4h = Linear(hidden, up, bias, inner_init(config), factory.child("dense_h_to_4h"))
+        parts = 2 if config.is_gated else 1
+        self.dense_h_to_4h = ColumnLinear(
+            hidden, parts * inner, bias, inner_init(config), factory.child("dense_h_to_4h"), parts
+        )
         self.activation = ACTIVATIONS[config.activation]
-        self.dense_4h_to_h = Linear(inner, hidden, bias, output_init(config), factory.child("dense_4h_to_h"))
+        self.dense_4h_to_h = RowLinear(
+            inner, hidden, bias, output_init(config), factory.child("dense_4h_to_h")
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``."""

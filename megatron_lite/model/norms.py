@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class LayerNorm(nn.Module):
     """Mean 0, variance 1, then weight and (optional) bias (Ba et al., arXiv 1607.06450)."""
 
-    def __init__(self, size: int, epsilon: float, bias: bool, factory: ParameterFactory) -> None:
+    def __init__(
+        self, size: int, epsilon: float, bias: bool, factory: ParameterFactory, partial: bool = False
+    ) -> None:
         super().__init__()
         self.size, self.epsilon = (size,), epsilon
-        self.weight = factory.make("weight", (size,), ones)
-        self.bias = factory.make("bias", (size,), zeros) if bias else None
+        self.weight = factory.make("weight", (size,), ones, partial=partial)
+        self.bias = factory.make("bias", (size,), zeros, partial=partial) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [..., size]`` normalised; statistics in fp32 whatever the dtype."""
@@ -32,10 +34,12 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """Mean square 1, then weight (Zhang and Sennrich, arXiv 1910.07467). It never has a bias."""
 
-    def __init__(self, size: int, epsilon: float, bias: bool, factory: ParameterFactory) -> None:
+    def __init__(
+        self, size: int, epsilon: float, bias: bool, factory: ParameterFactory, partial: bool = False
+    ) -> None:
         super().__init__()
         self.size, self.epsilon = (size,), epsilon
-        self.weight = factory.make("weight", (size,), ones)
+        self.weight = factory.make("weight", (size,), ones, partial=partial)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [..., size]`` normalised; statistics in fp32 whatever the dtype."""
@@ -43,14 +47,19 @@ class RMSNorm(nn.Module):
 
 
 NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
-"""``norm`` → class, built with (size, epsilon, bias, factory). To add one: a class and a line here."""
+"""``norm`` → class, built with (size, epsilon, bias, factory, partial). To add one: a class and a line here.
+
+``partial``: each tensor rank normalises a part only, as :meth:`ParameterFactory.make` means it.
+"""
 
 
 def hidden_norm(config: ModelSection, factory: ParameterFactory) -> nn.Module:
     """The configured norm of the residual stream."""
-    return NORMS[config.norm](config.hidden_size, config.norm_epsilon, config.use_bias_in_norms, factory)
+    size, epsilon, bias = config.hidden_size, config.norm_epsilon, config.use_bias_in_norms
+    return NORMS[config.norm](size, epsilon, bias, factory, partial=factory.tensor.splits_sequence)
 
 
 def head_norm(config: ModelSection, factory: ParameterFactory) -> nn.Module:
     """The configured norm of one query or key head, its weight shared by all heads, without a bias."""
-    return NORMS[config.norm](config.head_size, config.norm_epsilon, False, factory)
+    size, epsilon = config.head_size, config.norm_epsilon
+    return NORMS[config.norm](size, epsilon, False, factory, partial=factory.tensor.size > 1)

@@ -25,16 +25,21 @@ class LearnedPositions(nn.Module):
     def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
         super().__init__()
         shape = (config.max_position_embeddings, config.hidden_size)
-        self.weight = factory.make("weight", shape, inner_init(config))
+        self.tensor = factory.tensor
+        partial = self.tensor.splits_sequence
+        self.weight = factory.make("weight", shape, inner_init(config), partial=partial)
 
     def forward(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-        """Vectors [s, hidden] or [b, s, hidden] for ``tokens [b, s]``, which follow those in ``cache``."""
+        """Vectors [s, hidden] or [b, s, hidden] for ``tokens [b, s]``, which follow those in ``cache``.
+
+        Those of this rank's slice, where tensor ranks split the sequence.
+        """
         start = cache.length if cache else 0
         end = start + tokens.shape[1]
         assert end <= self.weight.shape[0], f"position {end} of a model that knows {self.weight.shape[0]}"
         if cache is not None and cache.starts is not None:
             return F.embedding(cache.positions, self.weight)
-        return self.weight[start:end]
+        return self.weight[start:end][self.tensor.slice_of(tokens.shape[1])]
 
 
 @dataclass(frozen=True)

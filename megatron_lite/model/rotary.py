@@ -46,10 +46,10 @@ class Rotary:
         self.size = int(config.head_size * config.rotary_pct)
         self.base = float(config.rotary_emb_base)
 
-    def rotation(self, x: torch.Tensor, cache: KVCache | None) -> Rotation:
-        """The rotation for the positions of ``x [b, s, hidden]``, which follow those in ``cache``."""
+    def rotation(self, x: torch.Tensor, length: int, cache: KVCache | None) -> Rotation:
+        """The rotation for ``length`` positions, which follow those in ``cache``, in ``x``'s dtype."""
         start = cache.length if cache else 0
-        end = start + x.shape[1]
+        end = start + length
         # A power of two: generation, whose length grows by one, rebuilds the table rarely.
         cos, sin = rotary_table(self.size, self.base, 1 << (end - 1).bit_length(), x.device, x.dtype)
         place = slice(start, end) if cache is None or cache.starts is None else cache.positions

@@ -24,8 +24,11 @@ def micro_batch_tokens(config: Config) -> int:
 
 
 def kept_by_layer(config: Config) -> int:
-    """Elements per token that one transformer layer keeps, dropout masks not included."""
-    model = config.model
+    """Elements per token that one transformer layer keeps on a rank, dropout masks not included.
+
+    Tensor ranks share what is inside of attention and MLP; with ``sequence_parallel`` the rest, too.
+    """
+    model, parallel = config.model, config.parallel
     hidden = model.hidden_size
     query = model.num_attention_heads * model.head_size
     key_value = model.num_kv_heads * model.head_size
@@ -36,7 +39,8 @@ def kept_by_layer(config: Config) -> int:
     if model.pos_emb == "rotary" or model.use_qk_layernorm:
         attention += query + key_value  # copies, turned or normed
     mlp = (4 if model.is_gated else 2) * model.ffn_size
-    return norms + attention + mlp
+    shares = parallel.model_parallel_size
+    return -(-norms // (shares if parallel.sequence_parallel else 1)) - (-(attention + mlp) // shares)
 
 
 def activation_bytes(config: Config, on_gpu: bool) -> int:
@@ -49,11 +53,23 @@ def activation_bytes(config: Config, on_gpu: bool) -> int:
     element = element_bytes(config)
     layer = kept_by_layer(config) * element + _dropout_bytes(config, on_gpu)
     in_flight = 2 * (2 if model.is_gated else 1) * model.ffn_size * element
+    in_flight = -(-in_flight // config.parallel.model_parallel_size)
+    layers = _layers_at_once(config)
     if not model.checkpoint_activations:
-        return micro_batch_tokens(config) * (model.num_layers * layer + in_flight)
+        return micro_batch_tokens(config) * (layers * layer + in_flight)
     chunk = min(model.checkpoint_num_layers, model.num_layers)
-    inputs = -(-model.num_layers // chunk) * model.hidden_size * element
+    inputs = -(-layers // chunk) * model.hidden_size * element
     return micro_batch_tokens(config) * (inputs + chunk * layer + in_flight)
+
+
+def _layers_at_once(config: Config) -> int:
+    """Layers times micro-batches whose activations a rank keeps at a time.
+
+    The first of p pipeline stages has begun p micro-batches, if there are so many, when it ends the first.
+    """
+    stages = max(config.parallel.pipe_parallel_size, 1)
+    begun = min(stages, config.batch.gradient_accumulation_steps)
+    return -(-config.model.num_layers // stages) * begun
 
 
 def _dropout_bytes(config: Config, on_gpu: bool) -> int:
@@ -71,5 +87,7 @@ def _dropout_bytes(config: Config, on_gpu: bool) -> int:
 
 def logits_bytes(config: Config, on_gpu: bool) -> int:
     """Bytes of the logits (their gradient is written over them) and of the loss's work on a slice of them."""
-    logits = micro_batch_tokens(config) * config.model.padded_vocab_size
+    logits = (
+        micro_batch_tokens(config) * config.model.padded_vocab_size // config.parallel.model_parallel_size
+    )
     return logits * element_bytes(config) + (8 * min(logits, LOSS_SLICE) if on_gpu else 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import activation_bytes, element_bytes, logits_bytes
-from megatron_lite.planner.parameters import ParameterCount, parameters_by_place
+from megatron_lite.planner.parameters import ParameterCount, parameters_on_rank
 
 FP32 = 4
 ADAM_STATE_BYTES = 2 * FP32
@@ -69,7 +69,7 @@ def estimate_memory(config: Config, on_gpu: bool = False) -> MemoryEstimate:
     if on_gpu:
         host["runtime"] = GPU_HOST_BYTES
         if config.zero.stage < 3:
-            host["model while it is built"] = parameters_by_place(config).total * element_bytes(config)
+            host["model while it is built"] = parameters_on_rank(config).total * element_bytes(config)
     return MemoryEstimate(_without_zeros(device), _without_zeros(host))
 
 
@@ -84,7 +84,7 @@ def _stage(config: Config) -> int:
 
 def _model_states(config: Config) -> tuple[dict[str, int], dict[str, int]]:
     """Parameters, gradients, optimizer and the update's temporary copy: on the device and on the host."""
-    count = parameters_by_place(config)
+    count = parameters_on_rank(config)
     stage, width = _stage(config), element_bytes(config)
     shard = -(-count.total // config.parallel.data_parallel_size)
     held = shard if stage >= 3 else count.total
@@ -154,7 +154,7 @@ def _bucket_bytes(config: Config, on_gpu: bool) -> int:
     if sends_nothing and config.parallel.data_parallel_size == 1:
         return 0  # the other engines fill their buckets even so
     elements = _zero_number(config, "reduce_bucket_size")
-    used = min(elements, parameters_by_place(config).total)
+    used = min(elements, parameters_on_rank(config).total)
     buckets = 4 if stage == 3 else 2 if config.zero.block.get("overlap_comm") else 1
     if stage == 1 and width < FP32:
         return 2 * used * FP32

@@ -87,6 +87,24 @@ def parameters_by_place(config: Config) -> ParameterCount:
     )
 
 
+def parameters_on_rank(config: Config) -> ParameterCount:
+    """Those of the rank that has most, ZeRO apart: tensor ranks share matrices, pipeline stages layers.
+
+    Norms and biases, a thousandth of a layer, are counted as if they were shared as well. Of several stages
+    none has both ends of the model.
+    """
+    count, tensor = parameters_by_place(config), config.parallel.model_parallel_size
+    stages = max(config.parallel.pipe_parallel_size, 1)
+    return ParameterCount(
+        token_embedding=-(-count.token_embedding // tensor),
+        position_embedding=count.position_embedding,
+        layer=-(-count.layer // tensor),
+        layers=-(-count.layers // stages),
+        final_norm=count.final_norm,
+        head=-(-count.head // tensor) if stages == 1 else 0,
+    )
+
+
 def count_parameters(config: Config) -> int:
     """Number of parameters of ``config``'s model, tied ones counted once, vocabulary padding included."""
     return parameters_by_place(config).total

@@ -7,8 +7,11 @@ import warnings
 from typing import Any
 
 import deepspeed
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+from deepspeed.utils import groups
 
 
 def quiet_logs() -> None:
@@ -66,6 +69,15 @@ def _as_written(*_args: Any, **_options: Any) -> Any:
     return lambda function: function
 
 
+def hand_over(mpu: Any) -> Any:
+    """``mpu``, and DeepSpeed made to forget the one of an engine before.
+
+    It keeps the last mpu that it was given in a module, and asks that one when it is given none.
+    """
+    groups.mpu = mpu
+    return mpu
+
+
 def engine_stage(stage: int, precision: str) -> int:
     """The ZeRO stage that DeepSpeed is asked for when the user asks for ``stage``.
 
@@ -88,6 +100,24 @@ def reduce_only_across_ranks(engine: Any, data_size: int) -> None:
         engine.zero_optimization_stage() == 0 or isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer)
     ):
         engine.enable_backward_allreduce = False
+        engine.pipeline_enable_backward_allreduce = False
+
+
+def reduce_tied_gradients_wherever_they_are(engine: Any) -> None:
+    """Let a pipeline sum the gradients of tied weights in fp16, too.
+
+    With gradients accumulated in fp32, ZeRO 1 keeps them in ``grad_accum``. DeepSpeed's pipeline looks into
+    ``grad``, finds None, and goes on in silence with copies that drift apart.
+    """
+    optimizer = engine.optimizer
+
+    def reduce_tied_gradients(_engine: Any) -> None:
+        for weight, group in engine.module.get_tied_weights_and_groups():
+            in_buffer = isinstance(optimizer, bf16_optimizer.BF16_Optimizer)
+            gradient = weight._hp_grad if in_buffer else optimizer.get_gradient_for_reduction(weight)
+            dist.all_reduce(gradient, group=group)
+
+    engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, ReduceTiedGrads: reduce_tied_gradients}
 
 
 def let_the_loss_scale_rest(engine: Any) -> None:

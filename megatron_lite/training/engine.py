@@ -8,13 +8,16 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from megatron_lite.config import Config
 from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.data.batches import Batch
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import spec_of
 from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
 from megatron_lite.utils.log import LOGGER
@@ -67,11 +70,15 @@ class Engine:
         is_muon = config.optimizer.type == "muon"
         defects.import_muon(compiled=is_muon and context.device.type == "cuda")
         dtype = DTYPES[config.precision.precision]
-        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=stage == 3):
+        mpu = defects.hand_over(TensorDataMpu(context) if context.tensor.size > 1 else None)
+        partition = mpu.get_data_parallel_group() if mpu else None
+        with deepspeed.zero.Init(
+            data_parallel_group=partition, config_dict_or_path=settings, mpu=mpu, enabled=stage == 3
+        ):
             model = build_model(dtype)
         self._optimizer = build_optimizer(config.optimizer, model)
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False, mpu=mpu
         )
         defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
         defects.let_the_loss_scale_rest(self.deepspeed)
@@ -105,7 +112,7 @@ class Engine:
     def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the loss over counted tokens, their number) of ``batch`` on this rank, dropout off."""
         self.deepspeed.eval()
-        return self._loss_sum(batch), _counted(batch)
+        return self._loss_sum(batch), counted_tokens(batch)
 
     @property
     def loss_scale(self) -> float:
@@ -114,24 +121,33 @@ class Engine:
         return float(scale)
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        losses = self._objective(self.deepspeed, batch)
+        return self._sum(self._objective(self.deepspeed, batch, self._context.tensor), batch)
+
+    @staticmethod
+    def _sum(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
         return losses.sum() if batch.loss_mask is None else (losses * batch.loss_mask).sum()
 
     def _count_tokens(self, micro_batches: Sequence[Batch]) -> torch.Tensor | float:
         """Counted tokens of the global batch. Without masks every rank knows the number already."""
         if all(batch.loss_mask is None for batch in micro_batches):
             return float(sum(batch.labels.numel() for batch in micro_batches) * self._context.data_size)
-        counts = torch.stack([_counted(batch) for batch in micro_batches])
+        counts = torch.stack([counted_tokens(batch) for batch in micro_batches])
         return self._context.sum_over_data(counts.sum()).clamp(min=1.0)
 
     def _clip(self) -> torch.Tensor:
         """The gradient's norm, after scaling the gradient down to ``gradient_clipping`` (0: never).
 
-        For stage 0, where DeepSpeed reports no norm: every rank holds the whole averaged gradient. On a CPU
-        reading the norm is free, and a gradient that is small enough is left alone.
+        For stage 0, where DeepSpeed reports no norm: every data rank holds the whole averaged gradient, each
+        tensor rank its part. On a CPU reading the norm is free, and a gradient that is small enough is left
+        alone.
         """
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None and spec_of(p).owned]
         norm = torch.nn.utils.get_total_norm(gradients)
+        tensor = self._context.tensor
+        if tensor.size > 1:
+            square = norm.square()
+            dist.all_reduce(square, group=tensor.group)
+            norm = square.sqrt()
         limit = self._own_clipping
         if limit > 0 and (norm.device.type != "cpu" or norm > limit):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
@@ -171,7 +187,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _counted(batch: Batch) -> torch.Tensor:
+def counted_tokens(batch: Batch) -> torch.Tensor:
     """Number of tokens of ``batch`` that the loss counts, an fp32 scalar."""
     if batch.loss_mask is None:
         return torch.tensor(float(batch.labels.numel()), device=batch.labels.device)

@@ -37,7 +37,7 @@ def run_steps(
         samples = plan.batch(state.samples)
         batches = micro_batches(config, context, dataset, fetch, state.samples, samples)
         lr = schedule.lr(state.step, state.tokens)
-        seed_dropout(config.training.seed, context.data_rank, state.step)
+        seed_dropout(config, context, state.step)
 
         result = engine.train_step(batches, lr)
 
@@ -63,6 +63,11 @@ def micro_batches(
     return [fetch(dataset, start, size) for start in starts]
 
 
-def seed_dropout(seed: int, data_rank: int, step: int) -> None:
-    """Seed the random numbers of one step (dropout) by its number: there is no state to carry over."""
-    torch.manual_seed(derive_seed(seed, "dropout", data_rank, step))
+def seed_dropout(config: Config, context: ParallelContext, step: int) -> None:
+    """Seed the random numbers of one step (dropout) by its number: there is no state to carry over.
+
+    Tensor ranks begin alike, since they drop the same activations, unless they split the sequence.
+    """
+    part = context.tensor.rank if config.parallel.sequence_parallel else 0
+    place = (context.data_rank, context.pipe.rank, part)
+    torch.manual_seed(derive_seed(config.training.seed, "dropout", *place, step))

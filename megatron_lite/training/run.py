@@ -6,6 +6,8 @@ import shlex
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
@@ -15,8 +17,9 @@ from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.metrics import open_backends
 from megatron_lite.metrics.progress import Progress
 from megatron_lite.model import build_gpt
-from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.context import ParallelContext, arrange
 from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.parallel.tensor import TensorParallel
 from megatron_lite.training.batch_ramp import plan_batches
 from megatron_lite.training.distributed import distributed
 from megatron_lite.training.engine import Engine
@@ -26,7 +29,9 @@ from megatron_lite.training.hooks.figures import Figures
 from megatron_lite.training.hooks.stopping import Stopping
 from megatron_lite.training.loop import run_steps
 from megatron_lite.training.objectives import OBJECTIVES
+from megatron_lite.training.pipeline_engine import PipelineEngine
 from megatron_lite.training.schedule import Schedule
+from megatron_lite.training.stages import PipelinedGPT
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.utils.errors import CheckpointError, ConfigError
 from megatron_lite.utils.files import write_text
@@ -41,10 +46,10 @@ def train(config: Config, context: ParallelContext) -> int:
     Raises:
         UserError: what is wrong with keys, data or a checkpoint, or that the loss is not a number.
     """
-    batch, training = config.batch, config.training
-    if training.train_iters == 0:
+    batch = config.batch
+    if config.training.train_iters == 0:
         raise ConfigError("train_iters is not given: say how many steps to train.")
-    quantum = batch.train_micro_batch_size_per_gpu * context.data_size
+    quantum = batch.train_micro_batch_size_per_gpu * config.parallel.data_parallel_size
     plan = plan_batches(batch.train_batch_size, config.model.seq_length, batch.rampup_batch_size, quantum)
     schedule = schedule_of(config)
     checkpoint = checkpoint_to_load(config)
@@ -54,12 +59,8 @@ def train(config: Config, context: ParallelContext) -> int:
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
     fetch = partial(micro_batch, device=context.device, masked_token=masked_token)
     with distributed(context):
-        engine = Engine(
-            config,
-            context,
-            lambda dtype: build_gpt(config, ParameterFactory(training.seed, dtype)),
-            OBJECTIVES["causal_lm"],
-        )
+        context = arrange(context, config.parallel)
+        engine = open_engine(config, context)
         state = begin_from(checkpoint, config, context, engine)
         if context.is_first:
             write_text(config.run_dir / "config.yml", config.to_yaml())
@@ -72,6 +73,21 @@ def train(config: Config, context: ParallelContext) -> int:
     if state.stop_reason and context.is_first:
         print(f"stopped after step {state.step} ({state.stop_reason}); go on with: {resume_command(config)}")
     return 0
+
+
+def open_engine(config: Config, context: ParallelContext) -> Engine:
+    """The model under the engine that the layout needs: a pipeline's, or the plain one."""
+    objective = OBJECTIVES["causal_lm"]
+
+    def factory(dtype: torch.dtype) -> ParameterFactory:
+        tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
+        return ParameterFactory(config.training.seed, dtype, tensor=tensor)
+
+    if context.pipe.size > 1:
+        return PipelineEngine(
+            config, context, lambda dtype: PipelinedGPT(config, context, factory(dtype)), objective
+        )
+    return Engine(config, context, lambda dtype: build_gpt(config, factory(dtype)), objective)
 
 
 def make_hooks(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import losses, records, run, write_corpus
+from training_runs import KEYS, losses, records, run, write_corpus
 
+from megatron_lite.config import config_from_keys
 from megatron_lite.config.sections.checkpoint import CheckpointSection
 from megatron_lite.training.hooks.checkpoints import is_due
 
@@ -91,10 +92,14 @@ def test_checkpoints_are_due_linearly_or_in_powers() -> None:
 
 
 def test_dropout_differs_between_ranks_and_steps_and_comes_back() -> None:
+    from megatron_lite.parallel.context import Axis, ParallelContext
     from megatron_lite.training.loop import seed_dropout
 
+    config = config_from_keys({**KEYS, "data_path": "unused"}, world_size=4)
+
     def draw(data_rank: int, step: int) -> float:
-        seed_dropout(1234, data_rank, step)
+        place = ParallelContext(0, 4, 0, torch.device("cpu"), data=Axis(4, data_rank))
+        seed_dropout(config, place, step)
         return float(torch.rand(()))
 
     assert len({draw(rank, step) for rank in range(3) for step in range(3)}) == 9

@@ -15,18 +15,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.checkpoint.regions import Region
+from megatron_lite.parallel.parameter import ParameterSpec, spec_of
 
 
 @dataclass(frozen=True)
 class Part:
-    """Elements ``[start, stop)`` of the flattened parameter ``name``, at ``offset`` in a flattened holder."""
+    """Elements of a parameter at ``offset`` in a flattened holder.
+
+    Attributes:
+        name: the parameter's global name.
+        shape: its whole shape.
+        start: first element, in what this tensor rank has of the parameter, flattened.
+        stop: one past the last.
+        offset: where they begin in the holder.
+        region: what this tensor rank has of the parameter; None: all of it.
+        owned: whether this tensor rank saves them, not another one that has them, too.
+    """
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
     offset: int
+    region: Region | None = None
+    owned: bool = True
+
+    @property
+    def key(self) -> tuple[str, Region | None]:
+        """What tells this rank's tensors apart: it may have two parts of one parameter."""
+        return self.name, self.region
 
     @property
     def numel(self) -> int:
@@ -92,8 +110,18 @@ class Layout:
 
 def whole_part(parameter: nn.Parameter, offset: int = 0) -> Part:
     """All of ``parameter`` at ``offset``."""
+    return part_of(parameter, 0, parameter.numel(), offset)
+
+
+def part_of(parameter: nn.Parameter, start: int, stop: int, offset: int) -> Part:
+    """Elements ``[start, stop)`` of ``parameter``, as it is here, at ``offset``."""
     spec = spec_of(parameter)
-    return Part(spec.name, spec.shape, 0, parameter.numel(), offset)
+    return Part(spec.name, spec.shape, start, stop, offset, region_of(spec), spec.owned)
+
+
+def region_of(spec: ParameterSpec) -> Region | None:
+    """What this tensor rank has of a parameter."""
+    return None if spec.shard is None else Region(spec.shard.dim, spec.shard.ranges)
 
 
 def parts_of_flat(
@@ -104,8 +132,7 @@ def parts_of_flat(
     for parameter, offset in zip(parameters, offsets, strict=True):
         first, last = max(offset, start), min(offset + parameter.numel(), stop)
         if first < last:
-            spec = spec_of(parameter)
-            parts.append(Part(spec.name, spec.shape, first - offset, last - offset, first - start))
+            parts.append(part_of(parameter, first - offset, last - offset, first - start))
     return tuple(parts)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part
-from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, part_of
 from megatron_lite.utils.errors import CheckpointError
 
 
@@ -55,5 +54,4 @@ def _part(parameter: Any, offset: int) -> list[Part]:
     size = parameter.partition_numel()
     start = parameter.ds_zero_partition_rank * size
     stop = min(start + size, parameter.ds_numel)
-    spec = spec_of(parameter)
-    return [Part(spec.name, spec.shape, start, stop, offset)] if start < stop else []
+    return [part_of(parameter, start, stop, offset)] if start < stop else []

@@ -23,6 +23,12 @@ GATED = frozenset({"geglu", "reglu", "swiglu", "glu", "bilinear"})
 """Activations whose MLP multiplies one half of its input projection by the activation of the other."""
 
 
+def ffn_size(intermediate_size: int, activation: str, multiple_of: int) -> int:
+    """Inner width of an MLP, by GPT-NeoX's rule."""
+    width = -(-(intermediate_size * 2 // 3) // 2) if activation in GATED else intermediate_size
+    return -(-width // multiple_of) * multiple_of
+
+
 class ModelSection(Section):
     """The transformer."""
 
@@ -129,8 +135,7 @@ class ModelSection(Section):
     def ffn_size(self) -> int:
         """Inner width of the MLP, the input width of its down projection (a gated MLP projects up to twice
         it)."""
-        width = -(-(self.intermediate_size * 2 // 3) // 2) if self.is_gated else self.intermediate_size
-        return -(-width // self.mlp_multiple_of) * self.mlp_multiple_of
+        return ffn_size(self.intermediate_size, self.activation, self.mlp_multiple_of)
 
     @property
     def norm_epsilon(self) -> float:

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from megatron_lite.config.fields import NonNegative, Positive, Section, derived
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from megatron_lite.config.fields import Bool, NonNegative, Positive, Section, Text, derived
+
+
+def _partition_method(value: str) -> str:
+    """One of the ways to divide layers into stages."""
+    if value.startswith("type:"):
+        try:
+            re.compile(value.removeprefix("type:"))
+        except re.error as error:
+            raise ValueError(f"{value!r} holds no regular expression: {error}") from None
+    elif value not in ("parameters", "uniform"):
+        raise ValueError(f"is {value!r}; it can be parameters, uniform, or type: and a regular expression")
+    return value
 
 
 class ParallelSection(Section):
     """How the ranks share the work."""
 
     world_size: Positive = derived("the number of ranks started")
-    """Number of ranks of the run."""
+    """Number of ranks of the run, a multiple of `model_parallel_size` x `pipe_parallel_size`; what remains is
+    the data-parallel degree."""
     model_parallel_size: Positive = 1
-    """Tensor-parallel degree."""
+    """Tensor-parallel degree: every layer's matrices are divided over so many ranks, neighbours in one
+    machine."""
+    sequence_parallel: Bool = False
+    """Between the matrices, keep a slice of the sequence on each tensor-parallel rank, so that norms, dropout
+    and residuals are computed once, with the same traffic. Of no effect with `model_parallel_size: 1`."""
     pipe_parallel_size: NonNegative = 1
     """Pipeline stages; 0 and 1 both mean none."""
+    pipe_partition_method: Annotated[Text, AfterValidator(_partition_method)] = "type:transformer|mlp"
+    """How the layers are divided into stages: `type:` and a regular expression gives each stage as many of
+    the layers whose class it names (`Embedding`, `Block`, `FinalNorm`, `Head`, or GPT-NeoX's names);
+    `parameters` balances the number of parameters, `uniform` the number of layers of any kind."""
 
     @property
     def data_parallel_size(self) -> int:

@@ -1,0 +1,84 @@
+"""What ranks of one axis say to each other about activations, with the gradients that belong to it.
+
+A *sum* turns partial values into whole ones, a *gather* turns slices into the whole; the gradient of one is
+the other's or nothing at all (Shoeybi et al., arXiv 1909.08053; Korthikanti et al., arXiv 2205.05198). Slices
+are of dimension 1, the sequence. ``start_...`` begins an exchange and returns the function that waits for its
+result, so that others can compute meanwhile.
+
+Bytes that a rank sends for a tensor of n bytes over t ranks: a gather to it or a scattered sum of it
+n (t - 1) / t, a whole sum twice that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_lite.parallel.context import Axis
+
+Context = torch.autograd.function.FunctionCtx
+Wait = Callable[[], torch.Tensor]
+
+
+def start_sum(x: torch.Tensor, axis: Axis) -> Wait:
+    """``x`` of every rank added up on every rank; overwrites ``x``."""
+    x = x.contiguous()
+    work = dist.all_reduce(x, group=axis.group, async_op=True)
+    return _after(work, lambda: x)
+
+
+def start_gather(x: torch.Tensor, axis: Axis) -> Wait:
+    """The slices ``x [b, s / size, ...]`` of every rank side by side: [b, s, ...]."""
+    slices = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
+    work = dist.all_gather_single(slices, x.contiguous(), group=axis.group, async_op=True)
+    return _after(work, lambda: slices.unflatten(0, (axis.size, -1)).transpose(0, 1).flatten(1, 2))
+
+
+def start_scattered_sum(x: torch.Tensor, axis: Axis) -> Wait:
+    """This rank's slice [b, s / size, ...] of the sum of every rank's ``x [b, s, ...]``."""
+    slices = x.unflatten(1, (axis.size, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+    total = x.new_empty(x.shape[0], x.shape[1] // axis.size, *x.shape[2:])
+    work = dist.reduce_scatter_single(total, slices, group=axis.group, async_op=True)
+    return _after(work, lambda: total)
+
+
+def _after(work: Any, result: Wait) -> Wait:
+    def wait() -> torch.Tensor:
+        work.wait()
+        return result()
+
+    return wait
+
+
+def sum_over(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """Partial values to their sum, on every rank; the gradient passes as it is."""
+    return x if axis.size == 1 else _Sum.apply(x, axis)
+
+
+def scattered_sum(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """Partial values [b, s, ...] to this rank's slice of their sum; the gradient is gathered."""
+    return x if axis.size == 1 else _ScatteredSum.apply(x, axis)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        return start_sum(x.clone(), axis)()
+
+    @staticmethod
+    def backward(ctx: Context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+class _ScatteredSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        ctx.axis = axis
+        return start_scattered_sum(x, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return start_gather(gradient, ctx.axis)(), None

@@ -1,0 +1,120 @@
+"""The engine of a pipeline: one optimizer step on a global batch, by DeepSpeed's pipeline engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import PipelineModule
+
+from megatron_lite.config import Config
+from megatron_lite.data.batches import Batch
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.engine import DTYPES, Engine, StepResult, counted_tokens, engine_settings
+from megatron_lite.training.objectives import Objective
+from megatron_lite.training.optimizers import build_optimizer, set_lr
+
+
+class PipelineEngine(Engine):
+    """A model in stages: micro-batches follow each other through them, one forward and one backward in turn.
+
+    The schedule is 1F1B (PipeDream-Flush, Narayanan et al., arXiv 2104.04473). With p stages and m
+    micro-batches a rank waits (p - 1) / (m + p - 1) of the time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        context: ParallelContext,
+        build_model: Callable[[torch.dtype], PipelineModule],
+        objective: Objective,
+    ) -> None:
+        """Build this rank's stage and wrap it; the arguments are those of :class:`Engine`."""
+        self._objective = objective
+        self._context = context
+        settings = pipeline_settings(config)
+        defects.import_muon(compiled=False)
+        model = build_model(DTYPES[config.precision.precision])
+        self._optimizer = build_optimizer(config.optimizer, model)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+        )
+        defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
+        defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
+        defects.let_the_loss_scale_rest(self.deepspeed)
+        self.deepspeed.module.loss_fn = self._weighted_loss
+        self._micro_batch_size = config.batch.train_micro_batch_size_per_gpu
+        self._weight: torch.Tensor | float = 1.0
+        self._shape: torch.Size | None = None
+
+    def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        """See :meth:`Engine.train_step`. All ranks of a pipeline hand in the same, and get the loss.
+
+        DeepSpeed divides the gradient by the number of micro-batches; the weight makes up for it.
+        """
+        engine = self.deepspeed
+        set_lr(self._optimizer, lr)
+        count = len(micro_batches)
+        if count != engine.micro_batches:
+            engine.set_train_batch_size(count * self._micro_batch_size * self._context.data_size)
+        self._weight = self._context.data_size * count / self._count_tokens(micro_batches)
+        loss_scale = self.loss_scale
+        self._expect(micro_batches[0])
+        engine.train_batch(_feed(micro_batches))
+        self._let_go()
+        norm = engine.get_global_grad_norm()
+        return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)
+
+    @torch.no_grad()
+    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Engine.eval_loss`; the sum is on every rank of the pipeline."""
+        engine = self.deepspeed
+        self._weight = 1.0
+        self._expect(batch)
+        sums = engine.eval_batch(_feed([batch]), reduce_output=None, bcast_loss=False, num_micro_batches=1)
+        self._let_go()
+        loss = sums[0] if engine.is_last_stage() else torch.zeros((), device=self._context.device)
+        last = engine.grid.stage_to_global(engine.num_stages - 1)
+        dist.broadcast(loss, last, group=self._context.pipe.group)
+        return loss, counted_tokens(batch)
+
+    def _weighted_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the last stage differentiates."""
+        return (
+            self._sum(self._objective(lambda _tokens: logits, batch, self._context.tensor), batch)
+            * self._weight
+        )
+
+    def _expect(self, batch: Batch) -> None:
+        """Let the stages agree anew on what they send each other when the batch's shape changes."""
+        if batch.tokens.shape != self._shape:
+            self.deepspeed.reset_activation_shape()
+            self._shape = batch.tokens.shape
+
+    def _let_go(self) -> None:
+        """Free the last micro-batches' activations and logits, which DeepSpeed keeps until the next step."""
+        for buffers in self.deepspeed.pipe_buffers.values():
+            buffers[:] = [None] * len(buffers)
+
+
+def _feed(micro_batches: Sequence[Batch]) -> Any:
+    """What DeepSpeed loads: (input of the first stage, what the loss wants) of each micro-batch."""
+    return iter([(batch.tokens, batch) for batch in micro_batches])
+
+
+def pipeline_settings(config: Config) -> dict[str, Any]:
+    """DeepSpeed's dictionary for ``config`` in stages.
+
+    - Stage 0 runs as stage 1: DeepSpeed's norm of stage 0 leaves out most of what later stages hold.
+    - ``overlap_comm`` is off: with it, stage 1 would never reduce the gradients of a pipeline.
+    - Activations go whole from rank to rank, also between tensor-parallel ranks.
+    """
+    settings = engine_settings(config)
+    settings["zero_optimization"] |= {"stage": 1, "overlap_comm": False}
+    settings["gradient_clipping"] = config.optimizer.gradient_clipping
+    settings["pipeline"] = {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False}
+    return settings

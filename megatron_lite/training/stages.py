@@ -1,0 +1,105 @@
+"""The model cut into pipeline stages, as DeepSpeed's ``PipelineModule``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.utils import partition_balanced
+from torch import nn
+
+from megatron_lite.config import Config
+from megatron_lite.model.block import Block
+from megatron_lite.model.ends import Embedding, FinalNorm, Head
+from megatron_lite.model.gpt import LayerPlan, layer_plans
+from megatron_lite.model.recompute import run_layers, run_recomputing
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.utils.errors import ConfigError
+
+META = torch.device("meta")
+
+NEOX_NAMES: dict[type[nn.Module], str] = {
+    Embedding: "EmbeddingPipe",
+    Block: "ParallelTransformerLayerPipe",
+    FinalNorm: "NormPipe",
+    Head: "ParallelLinearPipe",
+}
+"""What GPT-NeoX calls each layer: its users' ``type:`` expressions are written for these names."""
+
+TIED = "embedding"
+"""DeepSpeed's key of the matrix that the first and the last stage share."""
+
+
+class PipelinedGPT(PipelineModule):
+    """The layers of one stage of a :class:`megatron_lite.model.GPT`; no other layer is built.
+
+    A tied matrix is drawn by the first and by the last stage under the same global name, so that the two are
+    equal; DeepSpeed sums their gradients, and the norm and the checkpoint count the first one only.
+    """
+
+    def __init__(self, config: Config, context: ParallelContext, factory: ParameterFactory) -> None:
+        model, stages = config.model, context.pipe.size
+        counted = layer_plans(model, replace(factory, device=META))
+        self._bounds = stage_bounds(config.parallel.pipe_partition_method, counted, stages)
+        self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
+        specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
+        topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.data.size)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            super().__init__(specs, topology=topology)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The stage's input (tokens for the first one) → its output (logits of the last one)."""
+        if self._recomputes and self.training and torch.is_grad_enabled():
+            return run_recomputing(self.forward_funcs, x, self._recomputes)
+        return run_layers(self.forward_funcs, x, None)
+
+    def _partition_layers(self, method: str = "") -> None:
+        """Called by the constructor. DeepSpeed's own would build the whole model to count parameters."""
+        self.parts = self._bounds
+        stage = self._grid.get_stage_id()
+        self._set_bounds(self.parts[stage], self.parts[stage + 1])
+
+
+def stage_bounds(method: str, layers: Sequence[LayerPlan], stages: int) -> list[int]:
+    """Where each stage begins in the list of ``layers``, and the list's length.
+
+    Every stage has at least one block: DeepSpeed's norm of the gradient is a collective for each parameter
+    group, and stages with different numbers of groups (a head alone has no vectors) would wait for ever.
+
+    Args:
+        method: ``type:EXPRESSION`` gives every stage as many layers whose class name, here or in GPT-NeoX,
+            the regular expression finds; ``parameters`` balances parameters; ``uniform`` counts layers.
+        layers: a GPT's; made on the meta device where ``parameters`` builds them.
+        stages: at most the number of blocks.
+
+    Raises:
+        ConfigError: no layer has a name that the expression finds.
+    """
+    weights = [1] * len(layers)
+    if method == "parameters":
+        weights = [sum(p.numel() for p in plan.build().parameters()) for plan in layers]
+    elif method.startswith("type:"):
+        expression = re.compile(method.removeprefix("type:"), re.IGNORECASE)
+        names = [f"{plan.kind.__name__} {NEOX_NAMES[plan.kind]}" for plan in layers]
+        weights = [int(bool(expression.search(name))) for name in names]
+        if not any(weights):
+            raise ConfigError(f"pipe_partition_method: no layer is called {method!r}; use type:transformer")
+    # The embedding goes with the first block; the final norm and the head go with the last one.
+    embedding, *blocks, norm, head = weights
+    blocks[0] += embedding
+    blocks[-1] += norm + head
+    inner = partition_balanced(blocks, stages)[1:-1]
+    return [0, *(int(bound) + 1 for bound in inner), len(layers)]
+
+
+def _spec(plan: LayerPlan, tied: bool) -> LayerSpec:
+    if tied and plan.kind in (Embedding, Head):
+        return TiedLayerSpec(TIED, plan.kind, *plan.arguments, tied_weight_attr="weight")
+    return LayerSpec(plan.kind, *plan.arguments)

@@ -1,0 +1,235 @@
+"""A pipeline of any shape follows the one-rank run: losses, norms, weights, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint.stored import stored_scalars, stored_tensors
+from layout_runs import KEYS, SAMPLES, Case, Outcome, outcomes
+from training.training_runs import losses, run, write_corpus
+from transformers import AutoModelForCausalLM
+
+from megatron_lite.checkpoint import read_weights
+from megatron_lite.config import config_from_keys
+from megatron_lite.generation.load import load_model
+from megatron_lite.hf import export_folder
+from megatron_lite.utils.errors import ConfigError
+
+# A key's bias has no gradient but rounding with learned positions: Adam would make steps of that.
+UNTIED = {"no_weight_tying": True, "pos_emb": "learned", "use_bias_in_attn_linear": False}
+TIED = {"no_weight_tying": False}
+RECOMPUTE = {"checkpoint_activations": True}
+OVERLAP = {"stage": 1, "overlap_comm": True}
+
+
+def pipeline(
+    name: str, stages: int, micro_batches: int, stage: int | dict[str, Any] = 1, **keys: Any
+) -> dict[str, Any]:
+    """The keys of a pipeline, and the folder's name."""
+    zero = {"stage": stage} if isinstance(stage, int) else stage
+    own = {"pipe_parallel_size": stages, "gradient_accumulation_steps": micro_batches}
+    return {"name": name, "keys": own | {"zero_optimization": zero} | keys}
+
+
+def assert_follows(outcome: Outcome, reference: Outcome, tolerance: float = 1e-5) -> None:
+    assert outcome.losses == pytest.approx(reference.losses, rel=tolerance)
+    assert outcome.norms == pytest.approx(reference.norms, rel=tolerance)
+    assert outcome.eval_loss == pytest.approx(reference.eval_loss, rel=tolerance)
+
+
+def assert_same_weights(checkpoint: Path, reference: Path, tolerance: float = 1e-4) -> None:
+    weights, expected = dict(read_weights(checkpoint)), dict(read_weights(reference))
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert (weight - expected[name]).norm() <= tolerance * expected[name].norm(), name
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
+    """The folder of all runs, and what one rank without a pipeline finds."""
+    folder = tmp_path_factory.mktemp("layouts")
+    cases = [
+        Case("tied", TIED, saved_at=10),
+        Case("untied", UNTIED),
+        Case("masked", UNTIED, masked=True),
+        Case("ramp", {**TIED, "train_micro_batch_size_per_gpu": 4}, samples=(12, SAMPLES)),
+    ]
+    told = outcomes(cases, 1, folder)
+    assert told[0].losses[-1] < told[0].losses[0] - 0.4, "the reference learns"
+    assert told[0].norms[0] > KEYS.get("gradient_clipping", 1.0), "the reference clips"
+    return folder, {case.name: outcome for case, outcome in zip(cases, told, strict=True)}
+
+
+CASES = [
+    (2, "tied", Case(**pipeline("a", 2, 1, 0, **TIED))),
+    (2, "tied", Case(**pipeline("b", 2, 3, **TIED, **RECOMPUTE), saved_at=10)),
+    (2, "untied", Case(**pipeline("c", 2, 4, OVERLAP, **UNTIED))),
+    (2, "masked", Case(**pipeline("d", 2, 3, 0, **UNTIED), masked=True)),
+    (2, "ramp", Case("e", {"pipe_parallel_size": 2, "train_micro_batch_size_per_gpu": 4}, False, (12, 24))),
+    (4, "tied", Case(**pipeline("f", 4, 4, 0, **TIED, pipe_partition_method="parameters"))),
+    (4, "untied", Case(**pipeline("g", 4, 3, 1, **UNTIED, **RECOMPUTE, pipe_partition_method="uniform"))),
+    (4, "tied", Case(**pipeline("h", 2, 3, 1, **TIED))),
+    (4, "masked", Case(**pipeline("i", 2, 4, 0, **UNTIED, **RECOMPUTE), masked=True)),
+    (8, "tied", Case(**pipeline("j", 4, 3, 1, **TIED, **RECOMPUTE))),
+]
+"""(number of ranks, the reference it follows, the run)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_a_pipeline_follows_one_rank(one_rank: tuple[Path, dict[str, Outcome]], ranks: int) -> None:
+    folder, references = one_rank
+    chosen = [(name, case) for size, name, case in CASES if size == ranks]
+    told = outcomes([case for _, case in chosen], ranks, folder)
+    for (name, case), outcome in zip(chosen, told, strict=True):
+        assert_follows(outcome, references[name])
+        assert_same_weights(folder / case.name, folder / name)
+
+
+@pytest.mark.slow
+def test_tensor_ranks_within_each_stage(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, references = one_rank
+    tensor = {"model_parallel_size": 2}
+    for ranks, chosen in (
+        (4, [("tied", Case(**pipeline("tp-a", 2, 3, 0, **TIED, **tensor)))]),
+        (
+            4,
+            [
+                (
+                    "masked",
+                    Case(**pipeline("tp-b", 2, 4, **UNTIED, **tensor, sequence_parallel=True), masked=True),
+                )
+            ],
+        ),
+        (8, [("tied", Case(**pipeline("tp-c", 2, 3, **TIED, **RECOMPUTE, **tensor)))]),
+    ):
+        told = outcomes([case for _, case in chosen], ranks, folder)
+        for (name, case), outcome in zip(chosen, told, strict=True):
+            assert_follows(outcome, references[name])
+            assert_same_weights(folder / case.name, folder / name)
+
+
+@pytest.mark.slow
+def test_low_precision_stays_close(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, references = one_rank
+    # fp16 begins with a scale that overflows: the first steps are skipped on every stage alike.
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 18, "hysteresis": 1}}
+    for ranks in (2, 4):
+        cases = [
+            Case(**pipeline(f"bf16-{ranks}", 2, 3, 0, **TIED, precision="bf16")),
+            Case(**pipeline(f"fp16-{ranks}", 2, 3, 1, **TIED, **fp16)),
+        ]
+        for case, outcome in zip(cases, outcomes(cases, ranks, folder), strict=True):
+            skipped = sum(norm == float("inf") for norm in outcome.norms)
+            assert skipped <= 3
+            kept, expected = outcome.losses[skipped:], references["tied"].losses[: 20 - skipped]
+            assert kept[0] == pytest.approx(expected[0], rel=0.03), case.name
+            assert kept[-1] == pytest.approx(expected[-1], rel=0.03), case.name
+
+
+def resumed(name: str, load: str, last: int, keys: dict[str, Any]) -> Case:
+    return Case(name, {**TIED, **keys}, first=10, last=last, load=load)
+
+
+@pytest.mark.slow
+def test_checkpoints_fit_any_number_of_stages(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
+    """From a pipeline to others, to one rank and back: bitwise the same state, then the same training."""
+    folder, references = one_rank
+    two = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 3}
+    outcomes([Case("start", {**TIED, **two}, last=10)], 2, folder)
+    start = "start/global_step10"
+    chain = [
+        (4, resumed("pp4", start, 10, {**two, "pipe_parallel_size": 4})),
+        (1, resumed("one", "pp4/global_step10", 10, {})),
+        (4, resumed("pp2-dp2", "one/global_step10", 10, {**two, "zero_optimization": {"stage": 0}})),
+        (2, resumed("back", "pp2-dp2/global_step10", 10, two)),
+    ]
+    for ranks, case in chain:
+        outcomes([case], ranks, folder)
+        before, after = folder / start, folder / case.name / "global_step10"
+        expected, actual = stored_tensors(before), stored_tensors(after)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items()), case.name
+        assert stored_scalars(before) == stored_scalars(after)
+    for ranks, case in (
+        (1, resumed("on-one", start, 20, {})),
+        (4, resumed("on-pp4", start, 20, {**two, "pipe_parallel_size": 4})),
+        (2, resumed("on-pp2", "tied/global_step10", 20, two)),
+    ):
+        outcome = outcomes([case], ranks, folder)[0]
+        assert outcome.losses == pytest.approx(references["tied"].losses[10:], rel=1e-5), case.name
+        assert_same_weights(folder / case.name, folder / "tied")
+
+
+@pytest.mark.slow
+def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
+    """``train`` in stages with its hooks, a growing batch and a resume; then export and generation."""
+    corpus = write_corpus(tmp_path)
+    keys = {
+        "train_iters": 6, "eval_interval": 3, "no_weight_tying": False, "checkpoint_factor": 3,
+        "rampup_batch_size": [4, 4, 4 * 32 * 2], "train_micro_batch_size_per_gpu": 2,
+    }  # fmt: skip
+    plain = run(tmp_path / "plain", corpus, 1, **keys)
+    staged = run(tmp_path / "staged", corpus, 2, pipe_parallel_size=2, **keys)
+    for figure in ("train/loss", "train/grad_norm", "valid/loss"):
+        expected = [record[figure] for record in plain if figure in record]
+        assert [record[figure] for record in staged if figure in record] == pytest.approx(expected, rel=1e-5)
+    again = run(
+        tmp_path / "again", corpus, 2, pipe_parallel_size=2, load=str(tmp_path / "staged/checkpoints"),
+        iteration=3, **keys,
+    )  # fmt: skip
+    assert losses(again) == losses(staged)[3:], "bitwise"
+
+    models = [
+        load_model(tmp_path / name / "checkpoints", torch.device("cpu")).gpt for name in ("plain", "staged")
+    ]
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](tokens), models[0](tokens), rtol=0, atol=1e-4)
+    export_folder(tmp_path / "staged/checkpoints", tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, models[1](tokens), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"zero_optimization": {"stage": 2}}, "stage 2 does not go with pipe_parallel_size 2"),
+        ({"zero_optimization": {"stage": 3}}, "use stage 1 or 0"),
+        ({"pipe_parallel_size": 8}, "more than num_layers 4"),
+        ({"optimizer": {"type": "Muon"}}, "Muon does not go with"),
+        ({"pipe_partition_method": "type:("}, "no regular expression"),
+        ({"pipe_partition_method": "best"}, "it can be parameters, uniform"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_pipeline_is_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config_from_keys({**KEYS, "pipe_parallel_size": 2, **keys}, world_size=8)
+
+
+@pytest.mark.parametrize("layers", [4, 5, 12])
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_stages_are_balanced(layers: int, stages: int) -> None:
+    from megatron_lite.model.gpt import layer_plans
+    from megatron_lite.parallel.parameter import ParameterFactory
+    from megatron_lite.training.stages import stage_bounds
+
+    config = config_from_keys({**KEYS, "num_layers": layers, "vocab_size": 8192}, world_size=1).model
+    plans = layer_plans(config, ParameterFactory(0, device=torch.device("meta")))
+    for method in ("type:transformer|mlp", "type:block", "uniform", "parameters"):
+        bounds = stage_bounds(method, plans, stages)
+        assert bounds[0] == 0
+        assert bounds[-1] == layers + 3
+        kinds = [[plan.kind.__name__ for plan in plans[a:b]] for a, b in pairwise(bounds)]
+        assert all("Block" in stage for stage in kinds), "DeepSpeed waits for ever otherwise"
+        if method.startswith("type"):
+            counts = [stage.count("Block") for stage in kinds]
+            assert max(counts) - min(counts) <= 1 + (layers % stages > 1)
+        if method == "uniform":
+            assert max(map(len, kinds)) - min(map(len, kinds)) <= 2

@@ -1,0 +1,75 @@
+"""Which rank stands where: against DeepSpeed's own grid, and the process groups made on real ranks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+from megatron_lite.config import Config, config_from_keys
+from megatron_lite.config.placement import axis_sizes, coordinates, groups_along
+from megatron_lite.config.summary import summary
+
+GRIDS = [grid for grid in itertools.product((1, 2, 3), (1, 2), (1, 2, 4)) if max(grid) > 1]
+"""(pipeline stages, data replicas, tensor shards)"""
+
+
+def make(stages: int, replicas: int, shards: int) -> Config:
+    keys: dict[str, Any] = {"num_layers": 6, "hidden_size": 16, "num_attention_heads": 4, "seq_length": 8}
+    degrees = {"pipe_parallel_size": stages, "model_parallel_size": shards}
+    return config_from_keys(keys | degrees | {"data_path": "x"}, world_size=stages * replicas * shards)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_grid_is_deepspeeds(grid: tuple[int, int, int]) -> None:
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    stages, replicas, shards = grid
+    topology = PipeModelDataParallelTopology(num_pp=stages, num_mp=shards, num_dp=replicas)
+    sizes = axis_sizes(make(*grid).parallel)
+    for rank in range(topology.world_size()):
+        theirs = topology.get_coord(rank)
+        ours = coordinates(sizes, rank)
+        assert (ours["pipe"], ours["data"], ours["tensor"]) == (theirs.pipe, theirs.data, theirs.model)
+    for axis, name in (("pipe", "pipe"), ("data", "data"), ("tensor", "model")):
+        if sizes[axis] > 1:  # DeepSpeed lists no groups of one
+            assert sorted(groups_along(sizes, axis)) == sorted(topology.get_axis_comm_lists(name))
+
+
+def sums_along_axes(grid: tuple[int, int, int]) -> list[int]:
+    """The sum of the global ranks of this rank's group on each axis, by a real all-reduce."""
+    import torch
+    import torch.distributed as dist
+
+    from megatron_lite.parallel.context import arrange, context_from_environment
+
+    context = arrange(context_from_environment(), make(*grid).parallel)
+    sums = []
+    for axis in (context.pipe, context.data, context.tensor):
+        value = torch.tensor(context.rank)
+        if axis.size > 1:
+            dist.all_reduce(value, group=axis.group)
+            assert dist.get_rank(axis.group) == axis.rank
+        sums.append(int(value))
+    return sums
+
+
+def test_process_groups_follow_the_grid() -> None:
+    assert run_ranks(sums_along_axes, 4, (2, 1, 2)) == [[2, 0, 1], [4, 1, 1], [2, 2, 5], [4, 3, 5]]
+    assert run_ranks(sums_along_axes, 4, (1, 2, 2)) == [[0, 2, 1], [1, 4, 1], [2, 2, 5], [3, 4, 5]]
+
+
+def test_the_summary_says_who_works_with_whom() -> None:
+    text = summary(make(2, 1, 2))
+    assert "tensor    2  ranks 0 1 | 2 3" in text
+    assert "pipe      2  ranks 0 2 | 1 3" in text
+    assert "data" not in text.split("layout")[1].split("output")[0]
+    assert "ranks" not in summary(make(1, 2, 1)).split("layout")[1].split("\n")[1]
+
+
+def test_the_batch_counts_data_ranks_only() -> None:
+    config = make(2, 2, 2)
+    assert config.parallel.data_parallel_size == 2
+    assert config.batch.train_batch_size == 2

@@ -1,0 +1,106 @@
+"""Whole runs on tensor ranks against one rank: losses, norms, final weights; checkpoints between layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layout_runs import Case, Outcome, outcomes
+
+from megatron_lite.checkpoint import read_weights
+
+SMALL: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8}
+SHARED_KEYS: dict[str, Any] = {
+    "num_kv_heads": 1,
+    "use_qk_layernorm": True,
+    "no_weight_tying": True,
+    "gpt_j_residual": True,
+    "activation": "swiglu",
+    "mlp_multiple_of": 8,
+}
+"""One key head for all ranks, two norms more, a head of its own, a parallel residual, a gated MLP."""
+
+Runs = dict[str, Outcome]
+
+
+def case(name: str, size: int, stage: int = 0, split: bool = False, **options: Any) -> Case:
+    keys = {"model_parallel_size": size, "sequence_parallel": split, "zero_optimization": {"stage": stage}}
+    more = options.pop("keys", {})
+    return Case(name, {**SMALL, **keys, **more}, samples=(8,), **options)
+
+
+def resumed(name: str, source: str, size: int, stage: int, split: bool = False) -> Case:
+    return case(name, size, stage, split, load=f"{source}/global_step10", first=10)
+
+
+BY_RANKS = {
+    1: [case("one", 1, saved_at=10), case("one-shared", 1, keys=SHARED_KEYS)],
+    2: [
+        case("tp2-zero0", 2, 0),
+        case("tp2-zero1-sp", 2, 1, True, saved_at=10),
+        case("tp2-zero2", 2, 2, keys={"train_micro_batch_size_per_gpu": 2}),
+        case("tp2-zero3-sp", 2, 3, True),
+        case("tp2-bf16-sp", 2, 1, True, keys={"precision": "bf16"}),
+        resumed("one-to-tp2-zero2", "one", 2, 2),
+    ],
+    4: [
+        case("tp2-dp2-zero0-sp", 2, 0, True),
+        case("tp2-dp2-zero1", 2, 1),
+        case("tp2-dp2-zero2-sp", 2, 2, True),
+        case("tp2-dp2-zero3", 2, 3, saved_at=10),
+        case("tp4-zero2-sp", 4, 2, True),
+        case("tp4-zero0-shared", 4, 0, keys=SHARED_KEYS),
+        case("tp4-zero3-sp-shared", 4, 3, True, keys=SHARED_KEYS),
+        resumed("one-to-tp4-zero1-sp", "one", 4, 1, True),
+        resumed("tp2-to-tp4-zero3", "tp2-zero1-sp", 4, 3),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
+    folder = tmp_path_factory.mktemp("runs")
+    found: Runs = {}
+    for ranks, cases in BY_RANKS.items():
+        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder, 200), strict=True)
+    back = [resumed("tp2-to-one", "tp2-zero1-sp", 1, 0), resumed("tp2-dp2-to-one", "tp2-dp2-zero3", 1, 2)]
+    found |= zip([each.name for each in back], outcomes(back, 1, folder, 100), strict=True)
+    return folder, found
+
+
+def reference_of(name: str) -> str:
+    return "one-shared" if name.endswith("shared") else "one"
+
+
+def test_every_layout_follows_one_rank(runs: tuple[Path, Runs]) -> None:
+    folder, found = runs
+    assert found["one"].losses[-1] < found["one"].losses[0] - 0.5, "the reference learns"
+    for name, outcome in found.items():
+        if "bf16" in name:
+            continue
+        reference = found[reference_of(name)]
+        steps = len(outcome.losses)
+        assert outcome.losses == pytest.approx(reference.losses[-steps:], rel=1e-5), name
+        assert outcome.norms == pytest.approx(reference.norms[-steps:], rel=1e-5), name
+        assert outcome.eval_loss == pytest.approx(reference.eval_loss, rel=1e-5), name
+        expected = dict(read_weights(folder / reference_of(name)))
+        weights = dict(read_weights(folder / name))
+        assert weights.keys() == expected.keys()
+        for key, weight in weights.items():
+            assert torch.dist(weight, expected[key]) <= 1e-4 * expected[key].norm() + 1e-7, (name, key)
+
+
+def test_bf16_stays_near_fp32(runs: tuple[Path, Runs]) -> None:
+    _, found = runs
+    assert found["tp2-bf16-sp"].losses == pytest.approx(found["one"].losses, rel=0.01)
+
+
+def test_the_same_checkpoint_whatever_the_layout(runs: tuple[Path, Runs]) -> None:
+    """At step 10, tensor by tensor, optimizer state included, as another layout has put it back on disk."""
+    folder, _ = runs
+    for name in ("tp2-zero1-sp", "tp2-dp2-zero3"):
+        weights = dict(read_weights(folder / name / "global_step10"))
+        for key, expected in read_weights(folder / "one" / "global_step10"):
+            assert torch.dist(weights[key], expected) <= 1e-4 * expected.norm() + 1e-7, (name, key)
