@@ -149,7 +149,7 @@ def test_damaged_files_are_told(tmp_path: Path, name: str) -> None:
 
 
 def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder as the datasets library saves it; a name, which that library streams, where it is installed."""
+    """A folder as the datasets library saves it; a name, which that library streams where it is installed."""
     (tmp_path / "saved").mkdir()
     write_arrow_stream(tmp_path / "saved" / "data-00000-of-00001.arrow")
     for name in ("state.json", "dataset_info.json"):
