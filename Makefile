@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Each makes .venv first if it is not there.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
 
 .PHONY: help install demo test lint format reference clean
@@ -10,13 +11,11 @@ help: ## what can be made
 
 # torch before DeepSpeed: DeepSpeed's source package imports the installed torch while it builds, hence no
 # build isolation; DS_BUILD_OPS=0 leaves its CUDA/C++ operators to be compiled when first used.
-.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt) \
-		setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 packaging==26.3 py-cpuinfo==9.0.0
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		-r requirements.txt -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(PIP) $$(grep '^torch==' requirements.txt) setuptools wheel ninja packaging py-cpuinfo
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements.txt -r requirements-dev.txt
+	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 install: .venv/installed ## make .venv with the pinned packages
