@@ -14,6 +14,7 @@ from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.bubble import Bubble
 from megatron_lite.training.engine import DTYPES, Engine, StepResult, counted_tokens, engine_settings
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
@@ -47,6 +48,9 @@ class PipelineEngine(Engine):
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
+        interval = config.training.log_interval
+        watched = config.logging.wall_clock_breakdown
+        self._bubble = Bubble(self.deepspeed, context, interval) if watched else None
         self._micro_batch_size = config.batch.train_micro_batch_size_per_gpu
         self._weight: torch.Tensor | float = 1.0
         self._shape: torch.Size | None = None
@@ -64,7 +68,11 @@ class PipelineEngine(Engine):
         self._weight = self._context.data_size * count / self._count_tokens(micro_batches)
         loss_scale = self.loss_scale
         self._expect(micro_batches[0])
+        if self._bubble:
+            self._bubble.begin()
         engine.train_batch(_feed(micro_batches))
+        if self._bubble:
+            self._bubble.end(count)
         self._let_go()
         norm = engine.get_global_grad_norm()
         return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)
@@ -111,10 +119,12 @@ def pipeline_settings(config: Config) -> dict[str, Any]:
 
     - Stage 0 runs as stage 1: DeepSpeed's norm of stage 0 leaves out most of what later stages hold.
     - ``overlap_comm`` is off: with it, stage 1 would never reduce the gradients of a pipeline.
+    - DeepSpeed's timers are off: without its progress lines they divide by None. :class:`Bubble` measures.
     - Activations go whole from rank to rank, also between tensor-parallel ranks.
     """
     settings = engine_settings(config)
     settings["zero_optimization"] |= {"stage": 1, "overlap_comm": False}
     settings["gradient_clipping"] = config.optimizer.gradient_clipping
+    settings["wall_clock_breakdown"] = False
     settings["pipeline"] = {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False}
     return settings

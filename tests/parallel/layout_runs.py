@@ -123,6 +123,8 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
 
 def assert_copies_are_equal(module: torch.nn.Module, context: Any) -> None:
     """A parameter that two pipeline stages hold is the same on both."""
+    if context.pipe.size == 1:
+        return
     own = {p.spec.name: float(p.detach().double().square().sum()) for p in module.parameters()}
     stages: list[Any] = [None] * context.pipe.size
     torch.distributed.all_gather_object(stages, own, group=context.pipe.group)

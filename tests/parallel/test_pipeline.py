@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from checkpoint.stored import stored_scalars, stored_tensors
-from layout_runs import KEYS, SAMPLES, Case, Outcome, outcomes
+from layout_runs import KEYS, SAMPLES, Case, Outcome, global_batch, outcomes, rows
+from ranks import run_ranks
 from training.training_runs import losses, run, write_corpus
 from transformers import AutoModelForCausalLM
 
@@ -194,6 +196,38 @@ def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(tokens).logits, models[1](tokens), rtol=0, atol=2e-5)
+
+
+def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
+    """(measured, formula) in percent, of stages that take 40 ms a micro-batch whatever the machine does."""
+    from megatron_lite.parallel.context import arrange, context_from_environment
+    from megatron_lite.training.distributed import distributed
+    from megatron_lite.training.run import open_engine
+
+    keys = {"pipe_parallel_size": world_size, "wall_clock_breakdown": True, "log_interval": 100}
+    config = config_from_keys({**KEYS, **keys, "gradient_accumulation_steps": micro_batches}, world_size)
+    with distributed(context_from_environment()):
+        engine = open_engine(config, arrange(context_from_environment(), config.parallel))
+        forward = engine.deepspeed.module.forward
+
+        def slow(x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.04)
+            return forward(x)
+
+        engine.deepspeed.module.forward = slow
+        size = SAMPLES // micro_batches
+        for step in range(3):
+            batch = global_batch(step, SAMPLES, False)
+            engine.train_step([rows(batch, start, size) for start in range(0, SAMPLES, size)], 1e-3)
+            engine.eval_loss(rows(batch, 0, size))
+        return engine._bubble.shares()
+
+
+def test_the_bubble_is_measured() -> None:
+    for micro_batches in (2, 6):
+        measured, formula = run_ranks(bubble_rank, 2, 2, micro_batches)[0]
+        assert formula == pytest.approx(100 / (micro_batches + 1))
+        assert formula - 2 < measured < formula + 15, "the passes' own work and the transfers come on top"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 from layout_runs import Case, Outcome, outcomes
+from training.training_runs import losses, run, write_corpus
+from transformers import AutoModelForCausalLM
 
 from megatron_lite.checkpoint import read_weights
+from megatron_lite.generation.load import load_model
+from megatron_lite.hf import export_folder
 
 SMALL: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8}
 SHARED_KEYS: dict[str, Any] = {
@@ -21,6 +25,8 @@ SHARED_KEYS: dict[str, Any] = {
     "mlp_multiple_of": 8,
 }
 """One key head for all ranks, two norms more, a head of its own, a parallel residual, a gated MLP."""
+
+OFFLOAD: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
 
 Runs = dict[str, Outcome]
 
@@ -43,6 +49,9 @@ BY_RANKS = {
         case("tp2-zero2", 2, 2, keys={"train_micro_batch_size_per_gpu": 2}),
         case("tp2-zero3-sp", 2, 3, True),
         case("tp2-bf16-sp", 2, 1, True, keys={"precision": "bf16"}),
+        case("tp2-fp16", 2, keys={"precision": "fp16", "zero_optimization": {"stage": 2}}),
+        case("tp2-offload2", 2, keys={"zero_optimization": OFFLOAD | {"stage": 2}}),
+        case("tp2-offload3", 2, keys={"zero_optimization": OFFLOAD | {"stage": 3}}),
         resumed("one-to-tp2-zero2", "one", 2, 2),
     ],
     4: [
@@ -74,11 +83,12 @@ def reference_of(name: str) -> str:
     return "one-shared" if name.endswith("shared") else "one"
 
 
+@pytest.mark.slow
 def test_every_layout_follows_one_rank(runs: tuple[Path, Runs]) -> None:
     folder, found = runs
     assert found["one"].losses[-1] < found["one"].losses[0] - 0.5, "the reference learns"
     for name, outcome in found.items():
-        if "bf16" in name:
+        if "16" in name:
             continue
         reference = found[reference_of(name)]
         steps = len(outcome.losses)
@@ -92,11 +102,14 @@ def test_every_layout_follows_one_rank(runs: tuple[Path, Runs]) -> None:
             assert torch.dist(weight, expected[key]) <= 1e-4 * expected[key].norm() + 1e-7, (name, key)
 
 
-def test_bf16_stays_near_fp32(runs: tuple[Path, Runs]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tp2-bf16-sp", "tp2-fp16"])
+def test_half_precision_stays_near_fp32(name: str, runs: tuple[Path, Runs]) -> None:
     _, found = runs
-    assert found["tp2-bf16-sp"].losses == pytest.approx(found["one"].losses, rel=0.01)
+    assert found[name].losses == pytest.approx(found["one"].losses, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_whatever_the_layout(runs: tuple[Path, Runs]) -> None:
     """At step 10, tensor by tensor, optimizer state included, as another layout has put it back on disk."""
     folder, _ = runs
@@ -104,3 +117,37 @@ def test_the_same_checkpoint_whatever_the_layout(runs: tuple[Path, Runs]) -> Non
         weights = dict(read_weights(folder / name / "global_step10"))
         for key, expected in read_weights(folder / "one" / "global_step10"):
             assert torch.dist(weights[key], expected) <= 1e-4 * expected.norm() + 1e-7, (name, key)
+
+
+@pytest.mark.slow
+def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
+    """``train`` with its hooks and a resume, with and without dropout; then generation and export."""
+    corpus = write_corpus(tmp_path)
+    keys: dict[str, Any] = {
+        "train_iters": 6,
+        "eval_interval": 3,
+        "checkpoint_factor": 3,
+        "hidden_dropout": 0.0,
+    }
+    split: dict[str, Any] = {"model_parallel_size": 2, "sequence_parallel": True}
+    plain = run(tmp_path / "plain", corpus, 1, **keys)
+    shared = run(tmp_path / "shared", corpus, 2, **keys, **split)
+    for figure in ("train/loss", "train/grad_norm", "valid/loss"):
+        expected = [record[figure] for record in plain if figure in record]
+        assert [record[figure] for record in shared if figure in record] == pytest.approx(expected, rel=1e-5)
+
+    keys |= {"hidden_dropout": 0.1, "attention_dropout": 0.1, "zero_optimization": {"stage": 1}}
+    for name, sequence_parallel in (("copies", False), ("slices", True)):
+        keys |= split | {"sequence_parallel": sequence_parallel}
+        unbroken = run(tmp_path / name, corpus, 2, **keys)
+        saved = {"load": str(tmp_path / name / "checkpoints"), "iteration": 3}
+        assert losses(run(tmp_path / f"{name}-again", corpus, 2, **keys, **saved)) == losses(unbroken)[3:]
+
+    names = ("plain", "shared")
+    models = [load_model(tmp_path / name / "checkpoints", torch.device("cpu")).gpt for name in names]
+    tokens = torch.arange(20)[None]
+    export_folder(tmp_path / "shared/checkpoints", tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](tokens), models[0](tokens), rtol=0, atol=1e-4)
+        torch.testing.assert_close(theirs(tokens).logits, models[1](tokens), rtol=0, atol=2e-5)

@@ -25,4 +25,5 @@ class LoggingSection(Section):
     peak_theoretical_tflops: PositiveFloat | None = None
     """Peak of one device in TFLOP/s, for the model FLOPs utilisation. None: from a table, or measured."""
     wall_clock_breakdown: Bool = False
-    """Time the parts of a step (DeepSpeed's timers)."""
+    """Time the parts of a step (DeepSpeed's timers); in a pipeline, report the share of the time in which
+    stages wait, beside the formula's."""
