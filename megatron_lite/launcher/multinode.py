@@ -65,8 +65,10 @@ def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
 def _launcher_arguments(keys: LauncherSection, resources: Resources) -> str:
     """``launcher_args`` and what this launcher needs beside what DeepSpeed gives it, in one string."""
     words = [keys.launcher_args] if keys.launcher_args else []
-    if keys.launcher == "openmpi":
-        words += [f"-x MASTER_ADDR={_meeting_host(keys, resources)}", f"-x MASTER_PORT={keys.master_port}"]
+    flag = {"openmpi": "-x", "mvapich": "-env"}.get(keys.launcher)
+    if flag is not None:
+        host = _meeting_host(keys, resources)
+        words += [f"{flag} MASTER_ADDR={host}", f"{flag} MASTER_PORT={keys.master_port}"]
     if keys.launcher == "slurm":
         words += [f"--{key}={shlex.quote(value)}" for key, value in _slurm_options(keys) if value]
     return " ".join(words)

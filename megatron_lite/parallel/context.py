@@ -92,16 +92,19 @@ class ParallelContext:
             dist.barrier()
 
 
-# Who sets which variables: torchrun, deepspeed and our launcher; SLURM's srun; OpenMPI's mpirun.
+# Who sets which variables: torchrun, deepspeed and our launcher; SLURM's srun; the mpirun of OpenMPI and of
+# MVAPICH; Hydra, which starts MPICH's and Intel's.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
 
 
 def context_from_environment() -> ParallelContext:
-    """This process as its launcher set it: torchrun's variables, else SLURM's, else OpenMPI's, else one rank.
+    """This process as its launcher set it: torchrun's variables, else SLURM's, else an MPI's, else one rank.
 
     Whatever the launcher, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set in the
     environment afterwards, since torch and DeepSpeed look there. All ranks are data-parallel ones until

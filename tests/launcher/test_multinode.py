@@ -147,6 +147,7 @@ def test_a_filter_by_name(hostfile: str) -> None:
     ("launcher", "told"),
     [
         ("openmpi", "-x MASTER_ADDR=alpha -x MASTER_PORT=29500"),
+        ("mvapich", "-env MASTER_ADDR=alpha -env MASTER_PORT=29500"),
         ("slurm", "--comment='two words' --account=lab"),
         ("mpich", ""),
         ("impi", ""),

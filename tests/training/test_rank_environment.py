@@ -18,7 +18,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLUR
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in list(os.environ):
-        if name in NAMES or name.startswith(("SLURM_", "OMPI_")):
+        if name in NAMES or name.startswith(("SLURM_", "OMPI_", "MV2_", "PMI_", "MPI_")):
             monkeypatch.delenv(name)
     for name in NAMES:  # so that what the code sets is undone afterwards
         monkeypatch.setenv(name, "")
@@ -32,6 +32,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
         {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
         {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+        {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "8", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
+        {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"},
     ],
 )
 def test_launchers(variables: dict[str, str], environment: pytest.MonkeyPatch) -> None:
