@@ -138,7 +138,7 @@ def test_a_corrupt_checkpoint(run: Path) -> None:
 def test_an_empty_corpus(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("")
     words = ["--input", tmp_path / "text.jsonl", "--tokenizer-type", "ByteTokenizer"]
-    refused(command("tools/preprocess_data.py", *words, "--output-prefix", tmp_path / "out"), "holds no text")
+    refused(command("tools/preprocess_data.py", *words, "--output-prefix", tmp_path / "out"), "text.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
 
 

@@ -67,7 +67,7 @@ def test_any_range_is_read_from_any_cut(
     cuts = [0, *sorted(data.draw(st.sets(st.integers(1, size - 1) if size > 1 else st.nothing()))), size]
     files, pieces = [], []
     for number, (start, stop) in enumerate(pairwise(cuts)):
-        key = tensor_key("w", "weight", start, stop)
+        key = tensor_key("w", "weight", start, stop, None)
         files.append(write_file(folder / f"{number}.safetensors", [Item(key, whole[start:stop])], {}))
         pieces.insert(0, Piece(number, start, stop))
     index = index_of(
