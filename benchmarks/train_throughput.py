@@ -44,6 +44,7 @@ KEYS = {
     "zero_optimization": {"stage": 0},
     "log_interval": 1,
     "eval_interval": 1_000_000,
+    "eval_iters": 0,
     "seed": 1234,
 }
 
