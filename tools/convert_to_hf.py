@@ -10,9 +10,9 @@ import torch
 
 from megatron_lite.checkpoint import find_checkpoint
 from megatron_lite.generation import load_model
-from megatron_lite.generation.load import DTYPES
 from megatron_lite.hf import export_folder, verify_folder
 from megatron_lite.hf.shards import parse_size
+from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.utils.errors import command_line
 from megatron_lite.utils.log import setup_logging
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from megatron_lite.config.sections.generation import GenerationSection
 from megatron_lite.generation import Sample, Sampling, TextModel, generate, load_model, stream
-from megatron_lite.generation.load import DTYPES
 from megatron_lite.parallel.context import context_from_environment
+from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.utils.errors import DataError, command_line
 from megatron_lite.utils.files import write_text
 from megatron_lite.utils.log import setup_logging

@@ -12,12 +12,10 @@ from megatron_lite.checkpoint import find_checkpoint, read_config, read_weights
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.model import GPT, build_gpt
-from megatron_lite.parallel.parameter import ParameterFactory, spec_of
+from megatron_lite.parallel.parameter import DTYPES, ParameterFactory, spec_of
 from megatron_lite.utils.errors import CheckpointError
 
 META = torch.device("meta")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By the name that the configuration and the command lines use."""
 
 
 @dataclass(frozen=True)

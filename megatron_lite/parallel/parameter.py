@@ -21,6 +21,9 @@ from megatron_lite.utils.seeds import derive_seed
 
 CPU = torch.device("cpu")
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""``precision`` → dtype of the parameters."""
+
 Initializer = Callable[[torch.Tensor, torch.Generator], None]
 """Fills an fp32 CPU tensor in place, drawing from the generator."""
 

@@ -15,14 +15,12 @@ from megatron_lite.config import Config
 from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.data.batches import Batch
 from megatron_lite.parallel.context import ParallelContext
-from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.parallel.parameter import DTYPES, spec_of
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
 from megatron_lite.utils.log import LOGGER
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from deepspeed.pipe import PipelineModule
 from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.bubble import Bubble
-from megatron_lite.training.engine import DTYPES, Engine, StepResult, counted_tokens, engine_settings
+from megatron_lite.training.engine import Engine, StepResult, counted_tokens, engine_settings
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
 

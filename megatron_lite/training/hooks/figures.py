@@ -12,8 +12,9 @@ from megatron_lite.metrics import Backend
 from megatron_lite.metrics.device import memory_in_use, peak_flops
 from megatron_lite.metrics.progress import Progress
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.planner import flops_per_sequence
-from megatron_lite.training.engine import DTYPES, StepResult
+from megatron_lite.training.engine import StepResult
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.utils.errors import UserError
 
