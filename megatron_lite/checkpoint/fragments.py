@@ -125,8 +125,8 @@ def _owned_ranges(holders: list[Holder], context: ParallelContext) -> Owned:
     }
     replicated = [part for holder in holders if holder.replicated for part in holder.parts if part.owned]
     total = sum(part.numel for part in replicated)
-    start = total * context.data_rank // context.data_size
-    stop = total * (context.data_rank + 1) // context.data_size
+    start = total * context.replicas.rank // context.replicas.size
+    stop = total * (context.replicas.rank + 1) // context.replicas.size
     position = 0
     for part in replicated:
         first, last = max(start, position), min(stop, position + part.numel)

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from megatron_lite.config.derive import Contradiction, derive
+from megatron_lite.config.contradiction import Contradiction
+from megatron_lite.config.derive import derive
 from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.merge import merge
 from megatron_lite.config.reader import Entry, normal_key, read_file, read_override

@@ -6,27 +6,17 @@ not given."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from megatron_lite.config.attention import attention_kinds
+from megatron_lite.config.contradiction import Contradiction, Keys
+from megatron_lite.config.layout_rules import check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.schema import SECTION_OF
-from megatron_lite.config.sections.model import ffn_size
 from megatron_lite.utils.errors import ConfigError
-
-Keys = Mapping[str, Any]
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
 """Keys that nothing else implies."""
-
-
-class Contradiction(ConfigError):
-    """Keys that do not agree. ``keys`` are the ones to look at."""
-
-    def __init__(self, message: str, *keys: str) -> None:
-        super().__init__(message)
-        self.keys = keys
 
 
 def derive(keys: Keys) -> dict[str, Any]:
@@ -83,83 +73,6 @@ def _lengths(keys: Keys) -> dict[str, Any]:
     attention_kinds(keys.get("attention_config"), keys["num_layers"])
     width = round(keys.get("expansion_factor", 4.0) * keys["hidden_size"])
     return {"max_position_embeddings": positions, "intermediate_size": width}
-
-
-def _ranks(keys: Keys) -> dict[str, Any]:
-    """The ranks are a grid: tensor x pipeline x data."""
-    tensor, stages = keys.get("model_parallel_size", 1), max(keys.get("pipe_parallel_size", 1), 1)
-    replica = tensor * stages
-    ranks = keys.get("world_size", replica)
-    if ranks % replica:
-        raise Contradiction(
-            f"{ranks} ranks do not divide into replicas of model_parallel_size {tensor} x pipe_parallel_size "
-            f"{stages} = {replica}: start a multiple of {replica} ranks, or choose degrees whose product "
-            f"divides {ranks}",
-            "model_parallel_size",
-            "pipe_parallel_size",
-        )
-    return {"world_size": replica} | _shards(keys, tensor)
-
-
-def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
-    """What tensor parallelism divides must divide."""
-    heads, kv_heads = keys["num_attention_heads"], keys["num_kv_heads"]
-    divided = {"num_attention_heads": heads}
-    width = ffn_size(
-        keys["intermediate_size"], keys.get("activation", "gelu"), keys.get("mlp_multiple_of", 1)
-    )
-    divided["mlp_multiple_of"] = width
-    if keys.get("vocab_size") is not None:
-        multiple = keys.get("make_vocab_size_divisible_by", 128)
-        divided["make_vocab_size_divisible_by"] = -(-keys["vocab_size"] // multiple) * multiple
-    for key, size in divided.items():
-        if size % tensor:
-            raise Contradiction(
-                f"model_parallel_size {tensor} does not divide {DIVIDED[key]} {size}: choose another "
-                f"model_parallel_size or {key}",
-                "model_parallel_size",
-                key,
-            )
-    if kv_heads % tensor and tensor % kv_heads:
-        raise Contradiction(
-            f"{kv_heads} key/value heads can neither be divided over model_parallel_size {tensor} ranks nor "
-            "shared by equal numbers of them: choose a degree that divides num_kv_heads, or a multiple of it",
-            "model_parallel_size",
-            "num_kv_heads",
-        )
-    if keys.get("sequence_parallel") and keys["seq_length"] % tensor:
-        raise Contradiction(
-            f"sequence_parallel cannot divide seq_length {keys['seq_length']} into {tensor} slices: choose a "
-            "seq_length that is a multiple of model_parallel_size",
-            "sequence_parallel",
-            "seq_length",
-        )
-    kind = keys["optimizer"].type if keys.get("optimizer") else ""
-    if tensor > 1 and kind.lower() in WHOLE_MATRICES:
-        raise Contradiction(
-            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW "
-            "or use ZeRO instead of model_parallel_size",
-            "optimizer",
-            "model_parallel_size",
-        )
-    return {}
-
-
-WHOLE_MATRICES = ("muon", "adafactor")
-"""Optimizers whose update of an element depends on its whole row and column."""
-
-DIVIDED = {
-    "num_attention_heads": "the number of attention heads",
-    "mlp_multiple_of": "the inner width of the MLP",
-    "make_vocab_size_divisible_by": "the padded vocabulary of",
-}
-"""What is divided over the tensor-parallel ranks, by the key that changes it."""
-
-
-def data_ranks(keys: Keys) -> int:
-    """The data-parallel degree."""
-    replica = keys.get("model_parallel_size", 1) * max(keys.get("pipe_parallel_size", 1), 1)
-    return int(keys["world_size"] // replica)
 
 
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -290,40 +203,6 @@ def _offload(keys: Keys) -> dict[str, Any]:
     return {}
 
 
-def _stages(keys: Keys) -> dict[str, Any]:
-    """What goes with pipeline stages."""
-    stages = keys.get("pipe_parallel_size", 1)
-    if stages <= 1:
-        return {}
-    if keys["num_layers"] < stages:
-        raise Contradiction(
-            f"pipe_parallel_size {stages} is more than num_layers {keys['num_layers']}: choose fewer stages",
-            "pipe_parallel_size",
-            "num_layers",
-        )
-    zero, block = keys.get("zero_optimization"), keys.get("optimizer")
-    if zero is not None and zero.stage > 1:
-        raise Contradiction(
-            f"zero_optimization.stage {zero.stage} does not go with pipe_parallel_size {stages}, whose "
-            "micro-batches are in flight at the same time: use stage 1 or 0, or pipe_parallel_size 1",
-            "zero_optimization",
-            "pipe_parallel_size",
-        )
-    if zero is not None and (zero.offload_optimizer or {}).get("device", "none") != "none":
-        raise Contradiction(
-            f"zero_optimization.offload_optimizer does not go with pipe_parallel_size {stages}: remove one",
-            "zero_optimization",
-            "pipe_parallel_size",
-        )
-    if block is not None and block.type == "muon":
-        raise Contradiction(
-            f"Muon does not go with pipe_parallel_size {stages}: choose another optimizer.type",
-            "optimizer",
-            "pipe_parallel_size",
-        )
-    return {}
-
-
 def _paths(keys: Keys) -> dict[str, Any]:
     both = [key for key in ("data_path", "train_data_paths") if key in keys]
     if len(both) == 2:
@@ -365,14 +244,14 @@ def _extra(keys: Keys) -> dict[str, Any]:
 RULES = (
     _heads,
     _lengths,
-    _ranks,
+    derive_ranks,
     _batch,
     _ramp,
     _precision,
     _optimizer,
     _schedule,
     _offload,
-    _stages,
+    check_stages,
     _paths,
     _generation,
     _extra,

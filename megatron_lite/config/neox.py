@@ -178,8 +178,7 @@ RETIRED: dict[str, Unused] = (
 """Accepted without effect."""
 
 REFUSED: dict[str, Unused] = (
-    _keys("there is no context parallelism; set it to 1", "context_parallel_size", 0, 1)
-    | _keys("there is no expert parallelism; set it to 1", "moe_expert_parallel_size", 0, 1)
+    _keys("there is no expert parallelism; set it to 1", "moe_expert_parallel_size", 0, 1)
     | _keys("there are no mixtures of experts; set it to 1", "moe_num_experts", 0, 1)
     | _keys("attention has no window; leave it out", "sliding_window_width")
     | _keys("every layer has weights of its own; leave it out", "num_unique_layers")

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from megatron_lite.config.placement import axis_sizes, coordinates, groups_along
+from megatron_lite.config.placement import (
+    REPLICA_AXES,
+    axis_sizes,
+    expert_groups,
+    expert_replica_groups,
+    groups_along,
+)
 from megatron_lite.config.sections.parallel import ParallelSection
 
 
@@ -45,6 +51,11 @@ class ParallelContext:
         local_rank: rank within its machine; the index of its accelerator.
         device: where this rank computes.
         data: the ranks that share one global batch, each with samples of its own.
+        context: the ranks that share each sequence, each with some of its tokens.
+        replicas: data and context ranks together: those with the same weights and other tokens. They are
+            DeepSpeed's data-parallel ranks, which share gradients and what ZeRO partitions.
+        expert: the replicas over which the experts of a layer are divided.
+        expert_replicas: the replicas that hold the same experts.
         tensor: the ranks that share every layer of one replica of the model.
         pipe: the ranks whose layers follow each other in one replica of the model.
     """
@@ -56,6 +67,10 @@ class ParallelContext:
     data: Axis = ALONE
     tensor: Axis = ALONE
     pipe: Axis = ALONE
+    context: Axis = ALONE
+    replicas: Axis = ALONE
+    expert: Axis = ALONE
+    expert_replicas: Axis = ALONE
 
     @property
     def data_rank(self) -> int:
@@ -72,10 +87,10 @@ class ParallelContext:
         """Whether this is the one rank that prints and writes shared files."""
         return self.rank == 0
 
-    def sum_over_data(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` (any shape) summed in place over the data-parallel ranks."""
-        if self.data_size > 1:
-            dist.all_reduce(value, group=self.data.group)
+    def sum_over_replicas(self, value: torch.Tensor) -> torch.Tensor:
+        """``value`` (any shape) summed in place over the ranks that see other tokens."""
+        if self.replicas.size > 1:
+            dist.all_reduce(value, group=self.replicas.group)
         return value
 
     def broadcast_object(self, value: object) -> object:
@@ -119,7 +134,9 @@ def context_from_environment() -> ParallelContext:
     environment.setdefault("MASTER_ADDR", _first_host(environment.get("SLURM_JOB_NODELIST", "")))
     environment.setdefault("MASTER_PORT", "29500")
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return ParallelContext(rank, world_size, local_rank, device, data=Axis(world_size, rank))
+    return ParallelContext(
+        rank, world_size, local_rank, device, data=Axis(world_size, rank), replicas=Axis(world_size, rank)
+    )
 
 
 def arrange(context: ParallelContext, parallel: ParallelSection) -> ParallelContext:
@@ -127,21 +144,35 @@ def arrange(context: ParallelContext, parallel: ParallelSection) -> ParallelCont
 
     Every rank calls this once the run's process group exists.
     """
-    sizes = axis_sizes(parallel)
-    place = coordinates(sizes, context.rank)
+    sizes, experts = axis_sizes(parallel), parallel.expert_parallel_size
+    made: dict[str, Axis] = {}
 
-    def axis(name: str) -> Axis:
-        return Axis(sizes[name], place[name], _group(groups_along(sizes, name), context.rank))
+    def axis(groups: list[list[int]]) -> Axis:
+        # The same ranks share one process group, whatever they share it for.
+        if str(groups) not in made:
+            made[str(groups)] = _axis(groups, context.rank)
+        return made[str(groups)]
 
-    return replace(context, pipe=axis("pipe"), data=axis("data"), tensor=axis("tensor"))
+    return replace(
+        context,
+        pipe=axis(groups_along(sizes, "pipe")),
+        data=axis(groups_along(sizes, "data")),
+        context=axis(groups_along(sizes, "context")),
+        tensor=axis(groups_along(sizes, "tensor")),
+        replicas=axis(groups_along(sizes, *REPLICA_AXES)),
+        expert=axis(expert_groups(sizes, experts)),
+        expert_replicas=axis(expert_replica_groups(sizes, experts)),
+    )
 
 
-def _group(groups: list[list[int]], rank: int) -> dist.ProcessGroup | None:
-    """The process group of ``rank`` among ``groups``; every rank makes every group, as torch asks."""
-    if len(groups) == 1 or len(groups[0]) == 1:
-        return None
+def _axis(groups: list[list[int]], rank: int) -> Axis:
+    """The place of ``rank`` in ``groups``; every rank makes every process group, as torch asks."""
+    own = next(group for group in groups if rank in group)
+    place = own.index(rank)
+    if len(groups) == 1 or len(own) == 1:
+        return Axis(len(own), place)
     made = [dist.new_group(ranks) for ranks in groups]
-    return next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+    return Axis(len(own), place, made[groups.index(own)])
 
 
 def _first_host(node_list: str) -> str:

@@ -29,7 +29,8 @@ class StepResult:
 
     Attributes:
         loss: this rank's share of the mean loss per token of the global batch; their mean over the
-            data-parallel ranks is the global batch's loss. A scalar on the device: reading it waits for it.
+            replicas (data and context ranks) is the global batch's loss. A scalar on the device: reading it
+            waits for it.
         grad_norm: norm of the whole gradient before clipping; inf when the step was skipped.
         skipped: whether the update was left out because of a gradient that is not finite (fp16, bf16).
         loss_scale: fp16's loss scale of this step; 1 otherwise.
@@ -78,7 +79,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False, mpu=mpu
         )
-        defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
+        defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.let_the_loss_scale_rest(self.deepspeed)
         self._clips_itself = stage == 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -92,7 +93,7 @@ class Engine:
         engine = self.deepspeed
         engine.train()
         set_lr(self._optimizer, lr)
-        weight = self._context.data_size / self._count_tokens(micro_batches)
+        weight = self._context.replicas.size / self._count_tokens(micro_batches)
         loss = torch.zeros((), device=self._context.device)
         for index, batch in enumerate(micro_batches):
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -128,9 +129,9 @@ class Engine:
     def _count_tokens(self, micro_batches: Sequence[Batch]) -> torch.Tensor | float:
         """Counted tokens of the global batch. Without masks every rank knows the number already."""
         if all(batch.loss_mask is None for batch in micro_batches):
-            return float(sum(batch.labels.numel() for batch in micro_batches) * self._context.data_size)
+            return float(sum(batch.labels.numel() for batch in micro_batches) * self._context.replicas.size)
         counts = torch.stack([counted_tokens(batch) for batch in micro_batches])
-        return self._context.sum_over_data(counts.sum()).clamp(min=1.0)
+        return self._context.sum_over_replicas(counts.sum()).clamp(min=1.0)
 
     def _clip(self) -> torch.Tensor:
         """The gradient's norm, after scaling the gradient down to ``gradient_clipping`` (0: never).

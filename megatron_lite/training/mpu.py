@@ -12,9 +12,9 @@ class TensorDataMpu:
 
     def __init__(self, context: ParallelContext) -> None:
         """Every rank makes one at the same time."""
-        self._tensor, self._data = context.tensor, context.data
+        self._tensor, self._data = context.tensor, context.replicas
         self._tensor_group = _group(context.tensor, context.rank)
-        self._data_group = _group(context.data, context.rank)
+        self._data_group = _group(context.replicas, context.rank)
 
     def get_model_parallel_rank(self) -> int:
         """This rank's place on the tensor axis."""
@@ -29,11 +29,11 @@ class TensorDataMpu:
         return self._tensor_group
 
     def get_data_parallel_rank(self) -> int:
-        """This rank's place on the data axis."""
+        """This rank's place among the replicas."""
         return self._data.rank
 
     def get_data_parallel_world_size(self) -> int:
-        """The data axis' size."""
+        """The number of replicas."""
         return self._data.size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:

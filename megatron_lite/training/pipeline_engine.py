@@ -45,7 +45,7 @@ class PipelineEngine(Engine):
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
-        defects.reduce_only_across_ranks(self.deepspeed, context.data_size)
+        defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
@@ -65,8 +65,8 @@ class PipelineEngine(Engine):
         set_lr(self._optimizer, lr)
         count = len(micro_batches)
         if count != engine.micro_batches:
-            engine.set_train_batch_size(count * self._micro_batch_size * self._context.data_size)
-        self._weight = self._context.data_size * count / self._count_tokens(micro_batches)
+            engine.set_train_batch_size(count * self._micro_batch_size * self._context.replicas.size)
+        self._weight = self._context.replicas.size * count / self._count_tokens(micro_batches)
         loss_scale = self.loss_scale
         self._expect(micro_batches[0])
         if self._bubble:

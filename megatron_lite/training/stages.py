@@ -50,7 +50,7 @@ class PipelinedGPT(PipelineModule):
         self._bounds = stage_bounds(config.parallel.pipe_partition_method, counted, stages)
         self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
         specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
-        topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.data.size)
+        topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
             super().__init__(specs, topology=topology)
 

@@ -124,7 +124,6 @@ def test_a_choice_names_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "context_parallel_size: 2",
         "moe_num_experts: 8",
         "moe_expert_parallel_size: 2",
         "sliding_window_width: 512",

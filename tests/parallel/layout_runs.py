@@ -108,7 +108,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             batch = global_batch(step, count, case.masked)
             starts = range(context.data_rank * size, count, size * context.data_size)
             result = engine.train_step([rows(batch, start, size) for start in starts], LR)
-            losses.append(float(context.sum_over_data(result.loss.clone())) / context.data_size)
+            losses.append(float(context.sum_over_replicas(result.loss.clone())) / context.replicas.size)
             norms.append(float(result.grad_norm))
             if case.saved_at == step + 1:
                 save(step + 1)

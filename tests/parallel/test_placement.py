@@ -47,7 +47,7 @@ def sums_along_axes(grid: tuple[int, int, int]) -> list[int]:
 
     context = arrange(context_from_environment(), make(*grid).parallel)
     sums = []
-    for axis in (context.pipe, context.data, context.tensor):
+    for axis in (context.pipe, context.replicas, context.tensor):
         value = torch.tensor(context.rank)
         if axis.size > 1:
             dist.all_reduce(value, group=axis.group)

@@ -94,7 +94,7 @@ def engine_curve(keys: dict[str, Any], world_size: int, masked: bool) -> Curve:
             batch = global_batch(step, masked)
             starts = range(context.rank * size, SAMPLES, size * world_size)
             result = engine.train_step([rows(batch, start, size) for start in starts], LR)
-            loss = context.sum_over_data(result.loss.clone()) / world_size
+            loss = context.sum_over_replicas(result.loss.clone()) / world_size
             curve.append((float(loss), float(result.grad_norm)))
     return curve
 

@@ -26,8 +26,8 @@ class ParallelSection(Section):
     """How the ranks share the work."""
 
     world_size: Positive = derived("the number of ranks started")
-    """Number of ranks of the run, a multiple of `model_parallel_size` x `pipe_parallel_size`; what remains is
-    the data-parallel degree."""
+    """Number of ranks of the run, a multiple of `model_parallel_size` x `pipe_parallel_size` x
+    `context_parallel_size`; what remains is the data-parallel degree."""
     model_parallel_size: Positive = 1
     """Tensor-parallel degree: every layer's matrices are divided over so many ranks, neighbours in one
     machine."""
@@ -41,7 +41,19 @@ class ParallelSection(Section):
     the layers whose class it names (`Embedding`, `Block`, `FinalNorm`, `Head`, or GPT-NeoX's names);
     `parameters` balances the number of parameters, `uniform` the number of layers of any kind."""
 
+    context_parallel_size: Positive = 1
+    """Context-parallel degree: each sequence is divided over so many ranks, for sequences that are too long
+    for one."""
+    expert_parallel_size: Positive = 1
+    """Expert-parallel degree: the experts of a layer are divided over so many of the data-parallel (and
+    context-parallel) ranks, which exchange the tokens that are routed to them."""
+
+    @property
+    def replica_size(self) -> int:
+        """Ranks that share one copy of the model and of each sequence."""
+        return self.model_parallel_size * max(self.pipe_parallel_size, 1) * self.context_parallel_size
+
     @property
     def data_parallel_size(self) -> int:
         """Ranks that share one global batch."""
-        return self.world_size // (self.model_parallel_size * max(self.pipe_parallel_size, 1))
+        return self.world_size // self.replica_size

@@ -87,7 +87,7 @@ class Evaluation(Hook):
             loss_sum, count = self._engine.eval_loss(batch)
             if is_ours:
                 totals += torch.stack([loss_sum, count])
-        loss_sum, count = self._context.sum_over_data(totals).tolist()
+        loss_sum, count = self._context.sum_over_replicas(totals).tolist()
         return loss_sum / max(count, 1.0)
 
     def _batches(self, dataset: Dataset) -> Iterator[tuple[Batch, bool]]:

@@ -105,7 +105,7 @@ class Figures(Hook):
 
     def _mean_loss(self) -> float | None:
         """Mean loss per token since the last report, over all ranks; None when every step was skipped."""
-        total = self._context.sum_over_data(self._loss.clone()) / self._context.data_size
+        total = self._context.sum_over_replicas(self._loss.clone()) / self._context.replicas.size
         return float(total) / self._counted if self._counted else None
 
     def _refuse_non_finite(self, loss: float, state: TrainState) -> None:

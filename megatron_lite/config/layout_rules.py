@@ -1,0 +1,129 @@
+"""What the parallel degrees imply, and what they ask of the other keys."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from megatron_lite.config.contradiction import Contradiction, Keys
+from megatron_lite.config.sections.model import ffn_size
+
+
+def derive_ranks(keys: Keys) -> dict[str, Any]:
+    """The ranks are a grid: tensor x context x data x pipeline."""
+    tensor, replica = keys.get("model_parallel_size", 1), replica_size(keys)
+    ranks = keys.get("world_size", replica)
+    if ranks % replica:
+        product = " x ".join(f"{key} {keys.get(key, 1)}" for key in DEGREES)
+        raise Contradiction(
+            f"{ranks} ranks do not divide into replicas of {product} = {replica}: start a multiple of "
+            f"{replica} ranks, or choose degrees whose product divides {ranks}",
+            *DEGREES,
+        )
+    for key in ("context_parallel_size", "expert_parallel_size"):
+        if keys.get(key, 1) > 1:
+            raise Contradiction(f"{key} is not there yet: set it to 1", key)
+    return {"world_size": replica} | _shards(keys, tensor)
+
+
+DEGREES = ("model_parallel_size", "context_parallel_size", "pipe_parallel_size")
+"""Keys of the degrees that make up a replica: one copy of the model, and one sequence at a time."""
+
+
+def replica_size(keys: Keys) -> int:
+    """Ranks of a replica."""
+    return prod(max(keys.get(key, 1), 1) for key in DEGREES)
+
+
+def _shards(keys: Keys, tensor: int) -> dict[str, Any]:
+    """What tensor parallelism divides must divide."""
+    heads, kv_heads = keys["num_attention_heads"], keys["num_kv_heads"]
+    divided = {"num_attention_heads": heads}
+    width = ffn_size(
+        keys["intermediate_size"], keys.get("activation", "gelu"), keys.get("mlp_multiple_of", 1)
+    )
+    divided["mlp_multiple_of"] = width
+    if keys.get("vocab_size") is not None:
+        multiple = keys.get("make_vocab_size_divisible_by", 128)
+        divided["make_vocab_size_divisible_by"] = -(-keys["vocab_size"] // multiple) * multiple
+    for key, size in divided.items():
+        if size % tensor:
+            raise Contradiction(
+                f"model_parallel_size {tensor} does not divide {DIVIDED[key]} {size}: choose another "
+                f"model_parallel_size or {key}",
+                "model_parallel_size",
+                key,
+            )
+    if kv_heads % tensor and tensor % kv_heads:
+        raise Contradiction(
+            f"{kv_heads} key/value heads can neither be divided over model_parallel_size {tensor} ranks nor "
+            "shared by equal numbers of them: choose a degree that divides num_kv_heads, or a multiple of it",
+            "model_parallel_size",
+            "num_kv_heads",
+        )
+    if keys.get("sequence_parallel") and keys["seq_length"] % tensor:
+        raise Contradiction(
+            f"sequence_parallel cannot divide seq_length {keys['seq_length']} into {tensor} slices: choose a "
+            "seq_length that is a multiple of model_parallel_size",
+            "sequence_parallel",
+            "seq_length",
+        )
+    kind = keys["optimizer"].type if keys.get("optimizer") else ""
+    if tensor > 1 and kind.lower() in WHOLE_MATRICES:
+        raise Contradiction(
+            f"{kind} needs whole matrices, and with model_parallel_size {tensor} no rank has them: use AdamW "
+            "or use ZeRO instead of model_parallel_size",
+            "optimizer",
+            "model_parallel_size",
+        )
+    return {}
+
+
+WHOLE_MATRICES = ("muon", "adafactor")
+"""Optimizers whose update of an element depends on its whole row and column."""
+
+DIVIDED = {
+    "num_attention_heads": "the number of attention heads",
+    "mlp_multiple_of": "the inner width of the MLP",
+    "make_vocab_size_divisible_by": "the padded vocabulary of",
+}
+"""What is divided over the tensor-parallel ranks, by the key that changes it."""
+
+
+def data_ranks(keys: Keys) -> int:
+    """The data-parallel degree."""
+    return int(keys["world_size"] // replica_size(keys))
+
+
+def check_stages(keys: Keys) -> dict[str, Any]:
+    """What goes with pipeline stages."""
+    stages = keys.get("pipe_parallel_size", 1)
+    if stages <= 1:
+        return {}
+    if keys["num_layers"] < stages:
+        raise Contradiction(
+            f"pipe_parallel_size {stages} is more than num_layers {keys['num_layers']}: choose fewer stages",
+            "pipe_parallel_size",
+            "num_layers",
+        )
+    zero, block = keys.get("zero_optimization"), keys.get("optimizer")
+    if zero is not None and zero.stage > 1:
+        raise Contradiction(
+            f"zero_optimization.stage {zero.stage} does not go with pipe_parallel_size {stages}, whose "
+            "micro-batches are in flight at the same time: use stage 1 or 0, or pipe_parallel_size 1",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if zero is not None and (zero.offload_optimizer or {}).get("device", "none") != "none":
+        raise Contradiction(
+            f"zero_optimization.offload_optimizer does not go with pipe_parallel_size {stages}: remove one",
+            "zero_optimization",
+            "pipe_parallel_size",
+        )
+    if block is not None and block.type == "muon":
+        raise Contradiction(
+            f"Muon does not go with pipe_parallel_size {stages}: choose another optimizer.type",
+            "optimizer",
+            "pipe_parallel_size",
+        )
+    return {}
