@@ -27,6 +27,8 @@ FIGURES = {
     "valid/loss": 9.0,
 }
 WIDTH = 100
+END = b"\x04"
+"""Written after the text: a pseudo-terminal hands its text on in pieces, and this is how the last is known."""
 
 
 class Terminal:
@@ -38,11 +40,14 @@ class Terminal:
         self.stream: TextIO = os.fdopen(writer, "w")
 
     def screen(self) -> list[str]:
-        """The lines on the screen, by carrying out \\r, \\n and "clear to the end of the line"."""
+        """The lines written since the last call, by carrying out \\r, \\n and "clear to the end of the line"."""
         self.stream.flush()
-        text = os.read(self._reader, 1 << 16).decode()
+        os.write(self.stream.fileno(), END)
+        text = b""
+        while not text.endswith(END):
+            text += os.read(self._reader, 1 << 16)
         lines, column = [""], 0
-        for part in text.replace("\x1b[K", "\0"):
+        for part in text.removesuffix(END).decode().replace("\x1b[K", "\0"):
             if part == "\n":
                 lines.append("")
                 column = 0
@@ -62,8 +67,9 @@ class Terminal:
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
+    terminal, filters = Terminal(), list(LOGGER.filters)
     yield terminal
+    LOGGER.filters[:] = filters  # a test that fails does not close its progress line
     terminal.close()
 
 
