@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import struct
-import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from megatron_lite.checkpoint.index import FileEntry, Index, tensor_key
@@ -42,16 +42,31 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor to write: its key in the file and its elements (1-D, any device)."""
+    """A tensor to write.
+
+    Attributes:
+        key: its key in the file.
+        dtype: of its elements.
+        numel: their number.
+        read: gives them (1-D, any device) when their turn to be written has come.
+    """
 
     key: str
-    data: torch.Tensor
+    dtype: torch.dtype
+    numel: int
+    read: Callable[[], torch.Tensor]
+
+
+def item_of(key: str, data: torch.Tensor) -> Item:
+    """``data`` (1-D, any device) to be written."""
+    return Item(key, data.dtype, data.numel(), lambda: data)
 
 
 def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileEntry:
     """Write ``items`` to the new safetensors file ``path``, on disk (fsync) when this returns.
 
-    Costs the memory of the largest item when it is not in CPU memory, nothing otherwise.
+    Costs the memory of the largest item where :attr:`Item.read` or the way to the CPU makes a copy. The
+    checksum is computed on the way.
 
     Raises:
         CheckpointError: it cannot be written (a full disk).
@@ -59,43 +74,44 @@ def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileE
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for item in items:
-        size = item.data.numel() * item.data.element_size()
+        size = item.numel * item.dtype.itemsize
         header[item.key] = {
-            "dtype": DTYPES[item.data.dtype],
-            "shape": [item.data.numel()],
+            "dtype": DTYPES[item.dtype],
+            "shape": [item.numel],
             "data_offsets": [offset, offset + size],
         }
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
-    checksum = 0
+    checksum = xxhash.xxh3_64()
     try:
         with open(path, "xb") as file:
             for block in _blocks(struct.pack("<Q", len(text)) + text, items):
                 file.write(block)
-                checksum = zlib.crc32(block, checksum)
+                checksum.update(block)
+                del block  # before the next is read
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    return FileEntry(path.name, 8 + len(text) + offset, checksum)
+    return FileEntry(path.name, 8 + len(text) + offset, checksum.hexdigest())
 
 
 def _blocks(head: bytes, items: list[Item]) -> Iterable[bytes | memoryview]:
     yield head
     for item in items:
-        if item.data.numel():
-            yield item.data.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        if item.numel:
+            yield item.read().detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 
 def check_file(checkpoint: Path, entry: FileEntry) -> None:
     """Raise :class:`CheckpointError` unless the file has the size and the checksum that the index says."""
     check_size(checkpoint, entry)
-    checksum = 0
+    checksum = xxhash.xxh3_64()
     with open(checkpoint / entry.name, "rb") as file:
         while block := file.read(CHUNK):
-            checksum = zlib.crc32(block, checksum)
-    if checksum != entry.crc32:
+            checksum.update(block)
+    if checksum.hexdigest() != entry.xxh3:
         raise CheckpointError(
             f"{checkpoint / entry.name} is corrupt: its checksum is wrong; use another checkpoint"
         )

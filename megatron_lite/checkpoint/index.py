@@ -12,25 +12,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from megatron_lite.checkpoint.regions import Region, elements
 from megatron_lite.utils.errors import CheckpointError
 
 INDEX_NAME = "index.json"
 FORMAT = "megatron_lite checkpoint"
-VERSION = 2
-READABLE = (1, 2)
-"""Version 1 knows no tensor-parallel parts."""
+VERSION = 3
+CHECKSUM = "checksum"
+"""The key of the index's checksum of itself."""
 WEIGHT = "weight"
 """The kind of the parameter itself (the fp32 master where training keeps one)."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the checkpoint: its name, its size in bytes, and the CRC-32 (zlib) of all its bytes."""
+    """One file of the checkpoint: its name, its size in bytes, and the XXH3 (64 bits, hex) of its bytes."""
 
     name: str
     bytes: int
-    crc32: int
+    xxh3: str
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,10 @@ def _tensors(index: Index) -> Iterable[tuple[str, str, TensorEntry]]:
 
 
 def encode_index(index: Index) -> str:
-    """The text of ``index.json``: one line per parameter, so that a person can read and diff it."""
+    """The text of ``index.json``: one line per parameter, so that a person can read and diff it.
+
+    Its last key is the checksum of the others (:func:`_checksum`).
+    """
     head = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -183,7 +188,14 @@ def encode_index(index: Index) -> str:
         f"{json.dumps(name)}: {json.dumps(_encode_parameter(p))}" for name, p in index.parameters.items()
     ]
     parameters = "{\n    " + ",\n    ".join(lines) + "\n  }"
-    return json.dumps(head, indent=2)[:-2] + f',\n  "parameters": {parameters}\n}}\n'
+    text = json.dumps(head, indent=2)[:-2] + f',\n  "parameters": {parameters}'
+    return text + f',\n  "{CHECKSUM}": "{_checksum(json.loads(text + "}"))}"\n}}\n'
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """The XXH3 of the index without its own checksum, as JSON with sorted keys and no spaces."""
+    bare = {key: value for key, value in content.items() if key != CHECKSUM}
+    return xxhash.xxh3_64_hexdigest(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _encode_parameter(parameter: ParameterEntry) -> dict[str, Any]:
@@ -223,16 +235,20 @@ def read_index(checkpoint: Path) -> Index:
         raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the index of a {FORMAT}")
-    if content.get("format_version") not in READABLE:
+    if content.get("format_version") != VERSION:
         raise CheckpointError(
             f"{path} has format version {content.get('format_version')} and this program reads {VERSION}; "
-            "update the program"
+            "use the version of the program that wrote it"
         )
     try:
         index = _decode(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged, or newer than this program ({error!r})") from None
     check_complete(index, checkpoint)
+    if content.get(CHECKSUM) != _checksum(content):
+        raise CheckpointError(
+            f"{path} is corrupt or was changed: its checksum is wrong; use another checkpoint"
+        )
     return index
 
 

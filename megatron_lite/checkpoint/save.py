@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import megatron_lite
-from megatron_lite.checkpoint.engine_state import counters_of, loss_scaler_of, rng_state
-from megatron_lite.checkpoint.files import Item, write_file
+from megatron_lite.checkpoint.files import Item, item_of, write_file
 from megatron_lite.checkpoint.folder import (
     LATEST,
     checkpoint_name,
@@ -20,7 +16,7 @@ from megatron_lite.checkpoint.folder import (
     remove_old,
     set_latest,
 )
-from megatron_lite.checkpoint.fragments import Fragment, layout_fragments
+from megatron_lite.checkpoint.fragments import Fragment
 from megatron_lite.checkpoint.index import (
     INDEX_NAME,
     WEIGHT,
@@ -33,11 +29,9 @@ from megatron_lite.checkpoint.index import (
     encode_index,
     tensor_key,
 )
-from megatron_lite.checkpoint.layouts import layout_of
-from megatron_lite.checkpoint.layouts.layout import Layout
-from megatron_lite.checkpoint.optimizer_state import collect_scalars
 from megatron_lite.checkpoint.regions import Region
-from megatron_lite.checkpoint.together import gather_on_first, on_first_rank, together
+from megatron_lite.checkpoint.snapshot import Snapshot, take_snapshot
+from megatron_lite.checkpoint.together import Group, gather_on_first, on_first_rank, together
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.utils.files import fsync_directory, write_text
 
@@ -88,41 +82,36 @@ def save_checkpoint(
         CheckpointError: on every rank alike, when one could not write (a full disk). The temporary folder is
             removed; the previous checkpoint and ``latest`` are as they were.
     """
-    folder = Path(folder)
+    snapshot = together(context, lambda: take_snapshot(step, engine, trainer_state, config_keys, context))
+    return write_checkpoint(folder, snapshot, context, keep_last)
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, context: ParallelContext, keep_last: int | None, group: Group = None
+) -> Path:
+    """Write every rank's ``snapshot``, then publish; the arguments are those of :func:`save_checkpoint`.
+
+    With ``group`` (all ranks, gloo) the ranks talk over it only: a thread may do this beside the training.
+    """
+    folder, step = Path(folder), snapshot.head.step
     temporary = folder / f"{TEMPORARY}{checkpoint_name(step)}"
     target = folder / checkpoint_name(step)
     try:
-        on_first_rank(context, lambda: _make_empty(temporary))
-        layout = together(context, lambda: layout_of(engine))
-        written = together(context, lambda: _write_rank(temporary, layout, context))
-        everything = gather_on_first(context, written)
-
-        def finish() -> None:
-            index = Index(
-                step=step,
-                world_size=context.world_size,
-                optimizer=type(layout.optimizer).__name__,
-                trainer_state=trainer_state,
-                config=config_keys,
-                engine=counters_of(engine),
-                loss_scaler=loss_scaler_of(layout),
-                versions=_versions(),
-                files=[],
-                parameters={},
-            )
-            _merge(index, everything)
-            check_complete(index, temporary)
-            write_text(temporary / INDEX_NAME, encode_index(index))
-            _publish(temporary, target, step, keep_last)
-
-        on_first_rank(context, finish)
+        on_first_rank(context, lambda: make_empty(temporary), group)
+        written = together(context, lambda: _write_rank(temporary, snapshot, context), group)
+        everything = gather_on_first(context, written, group)
+        on_first_rank(
+            context,
+            lambda: publish(temporary, target, _whole_index(snapshot.head, everything), keep_last),
+            group,
+        )
     finally:
         if context.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _make_empty(temporary: Path) -> None:
+def make_empty(temporary: Path) -> None:
     """Make the temporary folder; runs that were killed while saving may have left some."""
     for leftover in temporary.parent.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
@@ -131,22 +120,25 @@ def _make_empty(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _write_rank(temporary: Path, layout: Layout, context: ParallelContext) -> _Written:
+def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext) -> _Written:
     """Write this rank's two files: weights, and optimizer state with the random generators."""
-    fragments = [f for f in layout_fragments(layout, context) if f.owned[0] < f.owned[1]]
-    weights = [fragment for fragment in fragments if fragment.kind == WEIGHT]
-    states = [fragment for fragment in fragments if fragment.kind != WEIGHT]
-    rng = {RNG_KEY: rng_state(context.device)}
+    weights = [fragment for fragment in snapshot.fragments if fragment.kind == WEIGHT]
+    states = [fragment for fragment in snapshot.fragments if fragment.kind != WEIGHT]
     files = [
-        write_file(temporary / f"weights_{context.rank:05d}.safetensors", _items(weights), {}),
-        write_file(optimizer_file(temporary, context.rank), _items(states), rng),
+        write_file(weights_file(temporary, context.rank), _items(weights), {}),
+        write_file(optimizer_file(temporary, context.rank), _items(states), {RNG_KEY: snapshot.rng}),
     ]
     pieces = [
         (f.name, f.kind, f.shape, str(f.data.dtype).removeprefix("torch."), number, *f.owned, f.region)
         for number, group in enumerate((weights, states))
         for f in group
     ]
-    return _Written(files, pieces, collect_scalars(layout))
+    return _Written(files, pieces, snapshot.scalars)
+
+
+def weights_file(checkpoint: Path, rank: int) -> Path:
+    """Rank ``rank``'s file of weights."""
+    return checkpoint / f"weights_{rank:05d}.safetensors"
 
 
 def optimizer_file(checkpoint: Path, rank: int) -> Path:
@@ -155,11 +147,12 @@ def optimizer_file(checkpoint: Path, rank: int) -> Path:
 
 
 def _items(fragments: list[Fragment]) -> list[Item]:
-    return [Item(tensor_key(f.name, f.kind, *f.owned, f.region), f.owned_data) for f in fragments]
+    return [item_of(tensor_key(f.name, f.kind, *f.owned, f.region), f.owned_data) for f in fragments]
 
 
-def _merge(index: Index, everything: list[_Written]) -> None:
-    """Put what every rank wrote into ``index``."""
+def _whole_index(head: Index, everything: list[_Written]) -> Index:
+    """``head`` with what every rank wrote."""
+    index = replace(head, files=[], parameters={})
     for written in everything:
         first_file = len(index.files)
         index.files.extend(written.files)
@@ -172,23 +165,21 @@ def _merge(index: Index, everything: list[_Written]) -> None:
     for written in everything:
         for name, scalars in written.scalars.items():
             index.parameters[name].scalars.update(scalars)
+    return index
 
 
-def _publish(temporary: Path, target: Path, step: int, keep_last: int | None) -> None:
-    """Give the complete checkpoint its name, let ``latest`` name it, remove old ones."""
+def publish(temporary: Path, target: Path, index: Index, keep_last: int | None = None) -> None:
+    """Write the index, give the complete checkpoint its name, let ``latest`` name it, remove old ones."""
+    check_complete(index, temporary)
+    write_text(temporary / INDEX_NAME, encode_index(index))
     folder = target.parent
     replaced = folder / f"{TEMPORARY}replaced"
     if target.exists():
         os.rename(target, replaced)
     os.rename(temporary, target)
     fsync_directory(folder)
-    set_latest(folder, step)
+    set_latest(folder, index.step)
     if replaced.exists():
         remove_checkpoint(replaced)
     if keep_last is not None:
-        remove_old(folder, newest=step, keep_last=max(1, keep_last))
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "deepspeed")}
-    return {"megatron_lite": megatron_lite.__version__, "python": platform.python_version(), **packages}
+        remove_old(folder, newest=index.step, keep_last=max(1, keep_last))

@@ -69,7 +69,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "newer": (
         change_index(lambda i: i.update(format_version=9)),
-        "has format version 9 and this program reads 2",
+        "has format version 9 and this program reads 3",
+    ),
+    "changed number": (
+        change_index(lambda i: i["engine"].update(global_steps=7)),
+        "index.json is corrupt or was changed: its checksum is wrong",
     ),
     "no files": (change_index(lambda i: i.pop("files")), "is damaged, or newer than this program"),
     "hole": (change_index(lambda i: pieces(i).pop()), "does not cover exp_avg of embed_in.weight"),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import zlib
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from megatron_lite.checkpoint.files import DTYPES, ElementReader, Item, check_file, write_file
+from megatron_lite.checkpoint.files import DTYPES, ElementReader, check_file, item_of, write_file
 from megatron_lite.checkpoint.index import (
     FileEntry,
     Index,
@@ -48,12 +48,14 @@ def index_of(parameters: dict[str, ParameterEntry], files: list[FileEntry]) -> I
 def test_the_safetensors_library_reads_what_is_written(tmp_path: Path) -> None:
     tensors = {str(dtype): torch.arange(7).to(dtype) for dtype in DTYPES} | {"empty": torch.empty(0)}
     path = tmp_path / "a.safetensors"
-    entry = write_file(path, [Item(key, data) for key, data in tensors.items()], {"note": "ü"})
+    entry = write_file(path, [item_of(key, data) for key, data in tensors.items()], {"note": "ü"})
     for key, read in load_file(path).items():
         assert read.dtype == tensors[key].dtype
         assert torch.equal(read, tensors[key])
     assert load_file(path).keys() == tensors.keys()
-    assert entry == FileEntry("a.safetensors", path.stat().st_size, zlib.crc32(path.read_bytes()))
+    assert entry == FileEntry(
+        "a.safetensors", path.stat().st_size, xxhash.xxh3_64_hexdigest(path.read_bytes())
+    )
     check_file(tmp_path, entry)
 
 
@@ -68,7 +70,7 @@ def test_any_range_is_read_from_any_cut(
     files, pieces = [], []
     for number, (start, stop) in enumerate(pairwise(cuts)):
         key = tensor_key("w", "weight", start, stop, None)
-        files.append(write_file(folder / f"{number}.safetensors", [Item(key, whole[start:stop])], {}))
+        files.append(write_file(folder / f"{number}.safetensors", [item_of(key, whole[start:stop])], {}))
         pieces.insert(0, Piece(number, start, stop))
     index = index_of(
         {"w": ParameterEntry((size,), {"weight": TensorEntry((size,), "float32", pieces)})}, files
@@ -88,7 +90,7 @@ def test_the_index_survives_the_round_trip(tmp_path: Path) -> None:
         "a.weight": ParameterEntry((2, 3), tensors, {"step": 3.0}),
         "scalar": ParameterEntry((), {}, {}),
     }
-    index = index_of(parameters, [FileEntry("x", 1, 2), FileEntry("y", 3, 4)])
+    index = index_of(parameters, [FileEntry("x", 1, "2"), FileEntry("y", 3, "4")])
     (tmp_path / "index.json").write_text(encode_index(index), encoding="utf-8")
     assert asdict(read_index(tmp_path)) == asdict(index)
 
@@ -108,7 +110,7 @@ def test_the_index_survives_the_round_trip(tmp_path: Path) -> None:
 )
 def test_pieces_must_cover_a_tensor_once(pieces: list[tuple[int, int, int]]) -> None:
     entry = TensorEntry((2, 3), "float32", [Piece(*piece) for piece in pieces])
-    index = index_of({"a": ParameterEntry((2, 3), {"weight": entry})}, [FileEntry("x", 1, 2)])
+    index = index_of({"a": ParameterEntry((2, 3), {"weight": entry})}, [FileEntry("x", 1, "2")])
     with pytest.raises(CheckpointError, match="does not cover weight of a"):
         check_complete(index, Path("somewhere"))
 

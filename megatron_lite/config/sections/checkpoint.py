@@ -28,6 +28,9 @@ class CheckpointSection(Section):
     """Further steps to save at."""
     keep_last_n_checkpoints: Positive | None = None
     """Delete older checkpoints. None: keep all."""
+    async_save: Bool = False
+    """Go on training while a checkpoint is written. Each rank keeps a copy of its share in the machine's
+    memory until then."""
     finetune: Bool = False
     """Load the weights only, and begin at step 0."""
     no_load_optim: Bool = False

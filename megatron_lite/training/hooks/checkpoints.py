@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_lite.checkpoint import save_checkpoint
+from megatron_lite.checkpoint.background import BackgroundSaver
 from megatron_lite.config import Config
 from megatron_lite.config.sections.checkpoint import CheckpointSection
 from megatron_lite.parallel.context import ParallelContext
@@ -14,13 +15,18 @@ from megatron_lite.utils.log import LOGGER
 
 
 class Checkpoints(Hook):
-    """Saves into the folder ``save`` at the steps of :func:`is_due`, and after the last step."""
+    """Saves into the folder ``save`` at the steps of :func:`is_due`, and after the last step.
+
+    With ``async_save`` the bytes reach the disk while the next steps run; a save waits for the one before it,
+    and the end of the run for the last one. One that failed ends the run at the next step.
+    """
 
     def __init__(self, config: Config, context: ParallelContext, engine: Engine) -> None:
         self._config = config
         self._context = context
         self._engine = engine
         self._saved_step: int | None = None
+        self._background = BackgroundSaver(context) if config.checkpoint.async_save else None
 
     def begin(self, state: TrainState) -> None:
         """A run that has nothing left to do has nothing to save."""
@@ -28,29 +34,39 @@ class Checkpoints(Hook):
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
         """Save when due."""
+        if self._background is not None:
+            _tell(self._background.poll())
         if is_due(state.step, self._config.checkpoint):
             self._save(state)
 
     def end(self, state: TrainState) -> None:
         """Save the final state."""
         self._save(state)
+        if self._background is not None:
+            _tell(self._background.wait())
+
+    def close(self) -> None:
+        """Finish the save that is under way, also when the run failed: it is of an earlier, sound step."""
+        if self._background is not None:
+            self._background.close()
 
     def _save(self, state: TrainState) -> None:
         if self._saved_step == state.step:
             return
         keys = self._config.checkpoint
+        folder, last = Path(keys.save), keys.keep_last_n_checkpoints
+        what = (self._engine.deepspeed, state.to_dict(), self._config.flat())
         with state.aside():
-            path = save_checkpoint(
-                Path(keys.save),
-                state.step,
-                self._engine.deepspeed,
-                state.to_dict(),
-                self._config.flat(),
-                self._context,
-                keys.keep_last_n_checkpoints,
-            )
+            if self._background is None:
+                _tell(save_checkpoint(folder, state.step, *what, self._context, last))
+            else:
+                _tell(self._background.start(folder, state.step, *what, last))
         self._saved_step = state.step
-        LOGGER.info("saved %s", path)
+
+
+def _tell(saved: Path | None) -> None:
+    if saved is not None:
+        LOGGER.info("saved %s", saved)
 
 
 def is_due(step: int, keys: CheckpointSection) -> bool:
