@@ -28,7 +28,7 @@ FIGURES = {
 }
 WIDTH = 100
 END = b"\x04"
-"""Written after the text: a pseudo-terminal hands its text on in pieces, and this is how the last is known."""
+"""Written after the text, which comes out of a pseudo-terminal in pieces: this is how the last is known."""
 
 
 class Terminal:
@@ -40,7 +40,7 @@ class Terminal:
         self.stream: TextIO = os.fdopen(writer, "w")
 
     def screen(self) -> list[str]:
-        """The lines written since the last call, by carrying out \\r, \\n and "clear to the end of the line"."""
+        """The lines written since the last call, by carrying out \\r, \\n and "clear to the line's end"."""
         self.stream.flush()
         os.write(self.stream.fileno(), END)
         text = b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from megatron_lite.config.fields import Bool, Int, Positive, Section, Text
+from megatron_lite.config.fields import Bool, Int, Port, Positive, Section, Text
 
 
 class LauncherSection(Section):
@@ -20,8 +20,8 @@ class LauncherSection(Section):
     """Hosts to use; -1: all."""
     num_gpus: Positive | None = None
     """Ranks a host. None: one for each accelerator, or one on a machine without."""
-    master_port: Positive = 29500
-    """Port of the ranks' meeting."""
+    master_port: Port | None = None
+    """Port of the ranks' meeting. None: a free one on one machine, 29500 on several."""
     master_addr: Text | None = None
     """Address of the first host. None: found out."""
     launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = "pdsh"

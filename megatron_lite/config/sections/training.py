@@ -22,3 +22,6 @@ class TrainingSection(Section):
     """Steps between lines of the log."""
     exit_interval: Positive | None = None
     """Save and exit after a step divisible by this."""
+    distributed_timeout: Positive = 1800
+    """Seconds that a step may take; then every rank shows its Python stack and the run ends. The start, the
+    first step, evaluation and saving may be silent for half an hour, or for this if it is more."""

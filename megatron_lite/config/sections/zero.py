@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
 
-from megatron_lite.config.fields import Block, Section
+from megatron_lite.config.fields import Block, Bool, Positive, Section
 
 PASSED = frozenset(
     {
@@ -17,11 +17,9 @@ PASSED = frozenset(
         "use_multi_rank_bucket_allreduce",
         "allgather_partitions",
         "allgather_bucket_size",
-        "overlap_comm",
         "compute_grad_norm",
         "load_from_fp32_weights",
         "elastic_checkpoint",
-        "zenflow",
         "sub_group_size",
         "cpu_offload",
         "cpu_offload_param",
@@ -49,10 +47,7 @@ PASSED = frozenset(
         "legacy_stage1",
         "round_robin_gradients",
         "parameter_alignment",
-        "zero_hpz_partition_size",
-        "zero_quantized_weights",
         "zero_quantized_nontrainable_weights",
-        "zero_quantized_gradients",
         "memory_efficient_linear",
         "pipeline_loading_checkpoint",
         "override_module_apply",
@@ -66,6 +61,8 @@ PASSED = frozenset(
 
 REMOVED = frozenset({"mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param"})
 
+OFFLOADS = ("offload_optimizer", "offload_param")
+
 
 class ZeroBlock(Section):
     """DeepSpeed's `zero_optimization` block. Its other names are handed to DeepSpeed as they are."""
@@ -75,18 +72,64 @@ class ZeroBlock(Section):
     stage: Literal[0, 1, 2, 3] = 0
     """What the data-parallel ranks share: 1 optimizer state, 2 gradients too, 3 parameters too."""
     offload_optimizer: Block | None = None
-    """`{device: cpu}` keeps the optimizer state in the machine's memory (stages 1 to 3)."""
+    """Where the optimizer state is: `{device: cpu}` in the machine's memory (stages 1 to 3), `{device: nvme,
+    nvme_path: FOLDER}` in files (stage 3; needs libaio)."""
     offload_param: Block | None = None
-    """`{device: cpu}` keeps the parameters there too (stage 3)."""
+    """Where the parameters are (stage 3): as above. With nvme, `max_in_cpu` of them stay in memory."""
+    zero_hpz_partition_size: Positive = 1
+    """ZeRO++'s hierarchical partitioning (stage 3): so many neighbouring ranks, those of a machine, hold all
+    parameters between them a second time, so that the backward gathers within the machine."""
+    zero_quantized_weights: Bool = False
+    """ZeRO++ (stage 3, GPU only): parameters are gathered in 8 bits, which changes the loss a little."""
+    zero_quantized_gradients: Bool = False
+    """ZeRO++ (stage 3, GPU only): gradients are summed in 4 bits between machines, 8 within, which changes the
+    loss a little."""
+    overlap_comm: Bool | None = None
+    """Reduce gradients while the backward goes on, on an accelerator's second stream; of no effect on a CPU.
+    None: DeepSpeed's choice (stage 3 does)."""
 
     @model_validator(mode="after")
     def _known(self) -> ZeroBlock:
         for key in self.model_extra or {}:
             if key in REMOVED:
                 raise ValueError(f"DeepSpeed has removed {key}; leave it out")
+            if key == "zenflow":
+                raise ValueError("a run with ZenFlow could not be saved; leave it out")
             if key not in PASSED:
                 near = difflib.get_close_matches(key, [*PASSED, *type(self).model_fields], n=1)
                 raise ValueError(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        return self
+
+    @model_validator(mode="after")
+    def _offloads(self) -> ZeroBlock:
+        for name in OFFLOADS:
+            block = getattr(self, name) or {}
+            device = block.get("device", "none")
+            if device not in ("none", "cpu", "nvme"):
+                raise ValueError(f"{name}.device is {device!r}; it can be none, cpu or nvme")
+            if device == "nvme" and not block.get("nvme_path"):
+                raise ValueError(f"{name} needs nvme_path, a folder on the NVMe disk")
+            if device == "nvme" and self.stage != 3:
+                raise ValueError(f"{name}.device nvme needs stage 3, but the stage is {self.stage}")
+            if block.get("ratio", 1.0) != 1.0:
+                raise ValueError(
+                    f"{name}.ratio: what DeepSpeed keeps on the GPU would stay at the first learning rate for "
+                    "the whole run; leave it out"
+                )
+            if block.get("super_offload"):
+                raise ValueError(f"{name}.super_offload: its runs could not be saved; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _plus_plus(self) -> ZeroBlock:
+        asked = {
+            "zero_hpz_partition_size": self.zero_hpz_partition_size > 1,
+            "zero_quantized_weights": self.zero_quantized_weights,
+            "zero_quantized_gradients": self.zero_quantized_gradients,
+        }
+        for name, given in asked.items():
+            if given and self.stage != 3:
+                raise ValueError(f"{name} needs stage 3, but the stage is {self.stage}")
         return self
 
 
@@ -104,12 +147,22 @@ class ZeroSection(Section):
     @property
     def offload_optimizer(self) -> bool:
         """Whether the optimizer state leaves the device."""
-        return _leaves(self.zero_optimization.offload_optimizer)
+        return _device(self.zero_optimization.offload_optimizer) != "none"
 
     @property
     def offload_param(self) -> bool:
         """Whether the parameters leave the device."""
-        return _leaves(self.zero_optimization.offload_param)
+        return _device(self.zero_optimization.offload_param) != "none"
+
+    @property
+    def swaps_optimizer(self) -> bool:
+        """Whether the optimizer state is on NVMe."""
+        return _device(self.zero_optimization.offload_optimizer) == "nvme"
+
+    @property
+    def swaps_parameters(self) -> bool:
+        """Whether parameters are on NVMe."""
+        return _device(self.zero_optimization.offload_param) == "nvme"
 
     @property
     def block(self) -> dict[str, Any]:
@@ -117,5 +170,5 @@ class ZeroSection(Section):
         return self.zero_optimization.model_dump(mode="json", exclude_none=True)
 
 
-def _leaves(block: Block | None) -> bool:
-    return block is not None and block.get("device", "none") != "none"
+def _device(block: Block | None) -> str:
+    return str((block or {}).get("device", "none"))
