@@ -81,7 +81,9 @@ def open_engine(config: Config, context: ParallelContext) -> Engine:
 
     def factory(dtype: torch.dtype) -> ParameterFactory:
         tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-        return ParameterFactory(config.training.seed, dtype, tensor=tensor)
+        return ParameterFactory(
+            config.training.seed, dtype, tensor=tensor, expert=context.expert, context=context.context
+        )
 
     if context.pipe.size > 1:
         return PipelineEngine(
@@ -103,7 +105,7 @@ def make_hooks(
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
     return [
-        Figures(config, context, backends, progress),
+        Figures(config, context, engine, backends, progress),
         Evaluation(config, context, engine, datasets.valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
         Checkpoints(config, context, engine),
