@@ -128,7 +128,7 @@ def _check_divided_experts(keys: Keys, experts: int, ranks: int) -> dict[str, An
     ):
         if divided % ranks:
             raise Contradiction(
-                f"expert_parallel_size {ranks} does not divide the {divided} {what}: choose a divisor of both",
+                f"expert_parallel_size {ranks} does not divide the {divided} {what}: choose a divisor",
                 "expert_parallel_size",
                 key,
             )

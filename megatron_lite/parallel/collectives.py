@@ -79,7 +79,7 @@ def shared(x: torch.Tensor, axis: Axis) -> torch.Tensor:
 
 
 def gathered(x: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """The whole [b, s, ...] of slices; of each rank's share of its gradient, a slice of the sum comes back."""
+    """The whole [b, s, ...] of slices; each rank finds a share of its gradient, which are added up."""
     return x if axis.size == 1 else _Gathered.apply(x, axis)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import activation_bytes, element_bytes, logits_bytes
@@ -35,10 +35,12 @@ class MemoryEstimate:
     Attributes:
         device: by part, in the memory of the device that computes (main memory on a CPU).
         host: by part, in main memory because it is offloaded there.
+        disk: by part, in files on NVMe because it is offloaded there.
     """
 
     device: dict[str, int]
     host: dict[str, int]
+    disk: dict[str, int] = field(default_factory=dict)
 
     @property
     def device_total(self) -> int:
@@ -49,6 +51,11 @@ class MemoryEstimate:
     def host_total(self) -> int:
         """Bytes in main memory beside a computing device."""
         return sum(self.host.values())
+
+    @property
+    def disk_total(self) -> int:
+        """Bytes in swap files."""
+        return sum(self.disk.values())
 
 
 def estimate_memory(config: Config, on_gpu: bool = False) -> MemoryEstimate:
@@ -86,7 +93,7 @@ def _model_states(config: Config) -> tuple[dict[str, int], dict[str, int]]:
     """Parameters, gradients, optimizer and the update's temporary copy: on the device and on the host."""
     count = parameters_on_rank(config)
     stage, width = _stage(config), element_bytes(config)
-    shard = -(-count.total // config.parallel.data_parallel_size)
+    shard = _shard(config, count)
     held = shard if stage >= 3 else count.total
     optimized = shard if stage >= 1 else count.total
     # Stage 0 updates the parameters themselves; the other stages update an fp32 copy.
@@ -111,6 +118,13 @@ def _model_states(config: Config) -> tuple[dict[str, int], dict[str, int]]:
         if _offload_device(config, "offload_param") == "cpu":
             host["parameters"] = held * width
     return device, host
+
+
+def _shard(config: Config, count: ParameterCount) -> int:
+    """Parameters in one rank's part of what ZeRO divides: experts among the ranks with the same ones."""
+    parallel = config.parallel
+    shared = -(-(count.total - count.in_experts) // parallel.data_parallel_size)
+    return shared - (-count.in_experts * parallel.expert_parallel_size // parallel.data_parallel_size)
 
 
 def _offload_device(config: Config, block: str) -> str:

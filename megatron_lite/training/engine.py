@@ -22,6 +22,7 @@ from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
+from megatron_lite.training.zero import check_device, zero_settings
 from megatron_lite.utils.log import LOGGER
 
 
@@ -63,6 +64,7 @@ class Engine:
         ``build_model`` makes the model with parameters of the dtype it is given, on the CPU, each with its
         ``spec``. ``torch.distributed`` must be running (:mod:`megatron_lite.training.distributed`).
         """
+        check_device(config, context.device)
         self._objective = objective
         self._context = context
         self._own_clipping = config.optimizer.gradient_clipping
@@ -205,7 +207,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     for owned in ("optimizer", "scheduler"):
         settings.pop(owned, None)
     stage = defects.engine_stage(config.zero.stage, precision)
-    zero = {**settings.get("zero_optimization", {}), "stage": stage}
+    zero = {**zero_settings(config), "stage": stage}
     settings["zero_optimization"] = zero
     if stage == 0:
         settings["gradient_clipping"] = 0.0

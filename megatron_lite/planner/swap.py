@@ -1,0 +1,77 @@
+"""How large the pieces are in which NVMe offload moves a model, by formula, and DeepSpeed's keys that say so.
+
+DeepSpeed's own defaults are for one size of model: its parameter buffers are too small for an embedding of a
+1.3B-parameter model, and its optimizer buffers (four of 10^9 numbers) too large for most machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_lite.config import Config
+from megatron_lite.planner.parameters import parameters_on_rank
+
+SUB_GROUP = 50_000_000
+"""Numbers that the optimizer's update has in memory at a time, at least: files of 200 MB."""
+
+OPTIMIZER_BUFFERS, PARAMETER_BUFFERS = 4, 5
+"""DeepSpeed's defaults of the two ``buffer_count``: the first holds weights, gradients and Adam's moments."""
+
+
+def matrices_on_rank(config: Config) -> Iterator[int]:
+    """Elements of each matrix of the model on one tensor rank, in the order of the optimizer's sub-groups.
+
+    The same matrix of a layer's experts is one parameter.
+    """
+    model, count = config.model, parameters_on_rank(config)
+    query, key_value = (heads * model.head_size for heads in (model.num_attention_heads, model.num_kv_heads))
+    projections = 2 if model.is_gated else 1
+    attention, mlp = (query + 2 * key_value, query), (projections * model.ffn_size, model.ffn_size)
+    layers = {"dense": mlp, "experts": [model.moe_num_experts * width for width in mlp]}
+    yield count.token_embedding
+    if count.position_embedding:
+        yield count.position_embedding
+    for kind in model.mlp_kinds[: count.layers + count.mixtures]:
+        for width in (*attention, *layers[kind]):
+            yield -(-width * model.hidden_size // config.parallel.model_parallel_size)
+    if count.head:
+        yield count.head
+
+
+def largest_slice(config: Config) -> int:
+    """Elements of a rank's slice of the largest parameter under ZeRO 3."""
+    return -(-max(matrices_on_rank(config)) // partitions(config))
+
+
+def largest_sub_group(config: Config) -> int:
+    """Elements of a rank's slice of the largest sub-group: one is full when a matrix reaches the limit."""
+    limit = int(config.zero.block.get("sub_group_size", SUB_GROUP))
+    largest = filled = 0
+    for matrix in matrices_on_rank(config):
+        filled += -(-matrix // partitions(config))
+        largest = max(largest, filled)
+        filled = filled if filled < limit else 0
+    return largest
+
+
+def partitions(config: Config) -> int:
+    """Ranks over which ZeRO divides a parameter."""
+    parallel = config.parallel
+    return parallel.data_parallel_size * parallel.context_parallel_size
+
+
+def swap_keys(config: Config) -> dict[str, Any]:
+    """Keys of DeepSpeed's ``zero_optimization`` block that fit NVMe offload to the model.
+
+    A key that is given stays as it is, except for ``stage3_max_reuse_distance``: with parameters on NVMe each
+    one that waits in memory to be used again keeps a buffer, and there are ``buffer_count`` of them.
+    """
+    block = config.zero.block
+    keys: dict[str, Any] = {}
+    if config.zero.swaps_optimizer:
+        keys["sub_group_size"] = block.get("sub_group_size", SUB_GROUP)
+    if config.zero.swaps_parameters:
+        keys["stage3_max_reuse_distance"] = 0
+        keys["offload_param"] = {"buffer_size": largest_slice(config), **block["offload_param"]}
+    return keys
