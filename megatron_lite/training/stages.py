@@ -51,7 +51,7 @@ class PipelinedGPT(PipelineModule):
         self._bounds = stage_bounds(config.parallel.pipe_partition_method, counted, stages)
         self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
         if context.expert.size > 1:
-            _check_experts(model.mlp_kinds, self._bounds)
+            check_experts(model.mlp_kinds, self._bounds)
         specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
         topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -102,7 +102,7 @@ def stage_bounds(method: str, layers: Sequence[LayerPlan], stages: int) -> list[
     return [0, *(int(bound) + 1 for bound in inner), len(layers)]
 
 
-def _check_experts(kinds: Sequence[str], bounds: Sequence[int]) -> None:
+def check_experts(kinds: Sequence[str], bounds: Sequence[int]) -> None:
     """Raise unless every stage has experts: DeepSpeed's norm is a collective for each group of parameters."""
     for stage, (first, last) in enumerate(pairwise(bounds)):
         if "experts" not in kinds[max(first - 1, 0) : last - 1]:  # the embedding comes before the blocks
