@@ -6,6 +6,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from megatron_lite.data.fingerprint import Fingerprint, fingerprint
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.mixture import Mixture, phase
 from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
@@ -74,6 +75,14 @@ class Splits:
             if dataset is not None:
                 for index in range(min(LOOKED_AT, max(1, dataset.samples_per_epoch))):
                     dataset[index]
+
+    def fingerprints(self) -> dict[str, list[Fingerprint]]:
+        """By split ("train" and "valid"), the fingerprints of the data sets, in their order."""
+        data = self._config.data
+        return {
+            split: [fingerprint(self._corpus(source.prefix)) for source in sources_of(data, split)]
+            for split in ("train", "valid")
+        }
 
     def _open(self, split: str) -> Mixture | None:
         """The mixture of a split; None if it has no data set, or the key ``split`` gives it no share."""
