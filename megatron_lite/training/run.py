@@ -26,6 +26,7 @@ from megatron_lite.training.batch_ramp import BatchPlan, plan_batches
 from megatron_lite.training.data_state import resume_data
 from megatron_lite.training.distributed import distributed
 from megatron_lite.training.engine import Engine
+from megatron_lite.training.hooks.account import LayoutAccount
 from megatron_lite.training.hooks.checkpoints import Checkpoints
 from megatron_lite.training.hooks.evaluation import Evaluation
 from megatron_lite.training.hooks.figures import Figures
@@ -118,7 +119,9 @@ def make_hooks(
     """What hangs on the loop, in the order in which it happens after a step."""
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
+    account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
     return [
+        *account,
         Figures(config, context, backends, progress),
         MixtureReport(config, data, plan, backends, progress),
         Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
