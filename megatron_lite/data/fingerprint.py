@@ -65,7 +65,7 @@ def fingerprint(corpus: IndexedDataset) -> Fingerprint:
     for document in np.linspace(0, corpus.document_count, PLACES).astype(np.int64).tolist():
         digest.update(corpus.token_start(document).to_bytes(8, "little"))
     return Fingerprint(
-        str(corpus.prefix), total, corpus.document_count, digest.hexdigest(), _checksums(corpus.prefix)
+        corpus.name, total, corpus.document_count, digest.hexdigest(), _checksums(corpus.prefix)
     )
 
 

@@ -70,6 +70,7 @@ class IndexedDataset:
     """The documents of one ``.bin/.idx`` pair, memory-mapped: opening costs the same for any corpus.
 
     Attributes:
+        name: what the pair is called in messages.
         prefix: path of the pair without its endings.
         dtype: dtype of the tokens on disk.
         lengths: tokens of each sequence, int32 [n].
@@ -82,6 +83,7 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: Path | str) -> None:
+        self.name = str(prefix)
         self.prefix = Path(prefix)
         self.bin_path = bin_path(self.prefix)
         self.idx_path = idx_path(self.prefix)
@@ -91,9 +93,7 @@ class IndexedDataset:
                     f"there is no file {path}: give the path of a .bin/.idx pair without its ending, as "
                     f"tools/preprocess_data.py writes it"
                 )
-        self.dtype, sequences, boundaries = self._read_header()
-        self._map_index(sequences, boundaries)
-        self._check_bin(sequences)
+        self._map()
         self.tokens: np.ndarray = np.asarray(np.memmap(self.bin_path, dtype=self.dtype, mode="r"))
 
     @property
@@ -120,6 +120,15 @@ class IndexedDataset:
             size = self.dtype.itemsize
             os.posix_fadvise(descriptor, first * size, (last - first) * size, os.POSIX_FADV_WILLNEED)
             os.close(descriptor)
+
+    def _map(self) -> None:
+        """Read the header, map the index, and check both files' sizes against it."""
+        self.dtype, sequences, boundaries = self._read_header()
+        self._map_index(sequences, boundaries)
+        self._check_bin(sequences)
+
+    def _bin_bytes(self) -> int:
+        return self.bin_path.stat().st_size
 
     def _read_header(self) -> tuple[np.dtype, int, int]:
         with open(self.idx_path, "rb") as file:
@@ -166,7 +175,7 @@ class IndexedDataset:
 
     def _check_bin(self, sequences: int) -> None:
         expected = int(self.offsets[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
-        size = self.bin_path.stat().st_size
+        size = self._bin_bytes()
         if size != expected:
             raise DataError(
                 f"{self.bin_path} has {size} bytes where {self.idx_path.name} promises {expected}: it is "
