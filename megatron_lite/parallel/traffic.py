@@ -27,14 +27,11 @@ import torch.distributed as dist
 
 from megatron_lite.parallel.context import Axis, ParallelContext
 
-SUM, GATHER, SCATTERED_SUM, ROOTED, EXCHANGE, SEND = (
-    "sum",
-    "gather",
-    "scattered sum",
-    "rooted",
-    "exchange",
-    "send",
-)
+KINDS = ("tensor", "sequence", "context", "expert", "data", "pipe", "control", "elsewhere")
+"""See :attr:`Traffic.bytes`."""
+
+SUM, GATHER, SCATTERED_SUM = "sum", "gather", "scattered sum"
+ROOTED, EXCHANGE, SEND = "rooted", "exchange", "send"
 
 OPERATIONS: dict[str, tuple[str, Callable[[list[Any], int, int], float]]] = {}
 """By method of ``ProcessGroup``: what it is, and (its arguments, ranks, this rank) → bytes sent."""
