@@ -18,7 +18,7 @@ send                   the tensor
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -117,7 +117,7 @@ class Traffic:
     """
 
     def __init__(self, context: ParallelContext) -> None:
-        self.bytes: Counter[str] = Counter()
+        self.bytes: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._context = context
         self._kinds: dict[tuple[str, str], str] = {}

@@ -174,8 +174,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     settings["zero_optimization"] = zero
     if stage == 0:
         settings["gradient_clipping"] = 0.0
-    if stage in (1, 2):
-        zero.setdefault("use_multi_rank_bucket_allreduce", False)
+    zero.setdefault("use_multi_rank_bucket_allreduce", False)
     if precision != "fp32":
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if config.optimizer.type == "muon" and stage > 0:

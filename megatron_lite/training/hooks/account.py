@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from contextlib import ExitStack
 
 import torch
@@ -29,7 +29,7 @@ class LayoutAccount(Hook):
         self._progress = progress
         self._traffic = Traffic(context)
         self._open = ExitStack()
-        self._formula: Counter[str] = Counter()
+        self._formula: dict[str, float] = defaultdict(float)
         self._samples = self._steps = 0
 
     def before_step(self, state: TrainState) -> None:
@@ -42,7 +42,8 @@ class LayoutAccount(Hook):
         self._open.close()
         per_micro_batch = self._config.batch.train_micro_batch_size_per_gpu * self._context.data_size
         micro_batches = (state.samples - self._samples) / per_micro_batch
-        self._formula.update(step_traffic(self._config, micro_batches))
+        for kind, size in step_traffic(self._config, micro_batches).items():
+            self._formula[kind] += size
         self._steps += 1
         if state.step % self._config.training.log_interval == 0:
             self._report()
