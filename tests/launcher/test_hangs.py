@@ -22,10 +22,11 @@ from megatron_lite.training.watchdog import Watchdog
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = """
 import os, sys
-from megatron_lite.launcher.local import start_ranks
+from megatron_lite.launcher import local
 from megatron_lite.utils.log import setup_logging
 setup_logging()
-sys.exit(start_ranks([sys.executable, "-c", sys.argv[1]], 3, os.environ))
+local.GRACE_SECONDS = 2.0
+sys.exit(local.start_ranks([sys.executable, "-c", sys.argv[1]], 3, os.environ))
 """
 HANGS = """
 import ctypes, time, torch, torch.distributed as dist
@@ -37,7 +38,7 @@ def stuck_in_python():
 def stuck_in_c():  # with the interpreter's lock in its hand
     ctypes.PyDLL(None).sleep(600)
 dist.init_process_group("gloo")
-with Watchdog(context, 2) as watchdog:
+with Watchdog(context, 1) as watchdog:
     dist.barrier()
     watchdog.sign("step 7")
     [lambda: None, stuck_in_python, stuck_in_c][context.rank]()
@@ -63,7 +64,7 @@ def test_every_rank_shows_its_stack_wherever_it_hangs() -> None:
 
 def hang_in_step_3(folder: Path) -> None:
     """Two ranks of a real run, of which one does not come back from its third step."""
-    from training_runs import KEYS, train_rank, write_corpus
+    from training.training_runs import KEYS, train_rank, write_corpus
 
     from megatron_lite.training.engine import Engine
 
@@ -82,8 +83,7 @@ def hang_in_step_3(folder: Path) -> None:
     train_rank(keys, 2)
 
 
-def test_a_step_of_training_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tests/training"))
+def test_a_step_of_training_that_hangs(tmp_path: Path) -> None:
     with pytest.raises(AssertionError) as caught:
         run_ranks(hang_in_step_3, 2, tmp_path, timeout=100)
     report = str(caught.value)
