@@ -36,9 +36,16 @@ def describe(checkpoint: Path, index: Index) -> dict[str, Any]:
         "elements": sum(math.prod(weight.shape) for weight in weights),
         "bytes": sum(entry.bytes for entry in index.files),
         "files": [{"name": e.name, "bytes": e.bytes, "xxh3": e.xxh3} for e in index.files],
-        "parameters": {name: _parameter(entry) for name, entry in index.parameters.items()},
+        "parameters": {
+            name: _parameter(index.parameters[name]) for name in sorted(index.parameters, key=_natural)
+        },
         "config": index.config,
     }
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 10 after layer 9."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in name.split(".")]
 
 
 def _layout(index: Index) -> dict[str, Any]:
@@ -88,7 +95,8 @@ def as_text(facts: dict[str, Any]) -> str:
     state = ", ".join([*optimizer["tensors"], *optimizer["numbers"]])
     lines = [
         ("checkpoint", facts["checkpoint"]),
-        ("step", _numbers({"step": facts["step"], **facts["trainer_state"]})),
+        ("step", f"{facts['step']:,}"),
+        ("trainer", _numbers(facts["trainer_state"])),
         ("written by", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         ("layout", f"{layout['ranks']} ranks ({degrees or 'one of each kind'}), ZeRO {layout['zero']}, "
                    f"{layout['precision']}"),
@@ -107,9 +115,9 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def _numbers(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in values.items()
-    )
+    """Those of ``values`` that are numbers."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:,}" for name, value in numbers.items())
 
 
 def _row(name: str, parameter: dict[str, Any]) -> tuple[str, ...]:
