@@ -1,4 +1,4 @@
-"""Real training under deepy.py with a rank that is killed, under torchrun, and under srun (the sbatch file)."""
+"""Real training under deepy.py with a rank that is killed, under torchrun, and under srun by the sbatch."""
 
 from __future__ import annotations
 

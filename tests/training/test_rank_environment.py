@@ -90,7 +90,7 @@ def test_one_process_in_each_pod(variables: dict[str, str], environment: pytest.
 
 
 def test_one_process_of_a_pod_that_is_to_run_several(environment: pytest.MonkeyPatch) -> None:
-    """Kubeflow: WORLD_SIZE counts ranks, RANK counts pods. Under torchrun or deepy.py, LOCAL_RANK is there."""
+    """Kubeflow: WORLD_SIZE counts ranks, RANK counts pods. torchrun and deepy.py set LOCAL_RANK."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "4", "PET_NPROC_PER_NODE": "2"}.items():
         environment.setenv(name, value)
     with pytest.raises(ConfigError, match=r"2 ranks \(PET_NPROC_PER_NODE\).*deepy.py"):
