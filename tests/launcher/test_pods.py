@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher.pods import Pods, pods_from_environment
@@ -72,6 +73,21 @@ def test_the_ranks_of_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         find_resources(LauncherSection(), GPUS)
     with pytest.raises(ConfigError, match="3 pods"):
         find_resources(LauncherSection(num_nodes=2), CPU)
+
+
+def test_the_manifest_describes_a_job_that_finds_itself() -> None:
+    service, job = yaml.safe_load_all((ROOT / "docs/kubernetes.yml").read_text())
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    variables = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    seen = [
+        pods_from_environment({**variables, "JOB_COMPLETION_INDEX": str(index)})
+        for index in range(spec["completions"])
+    ]
+    first_pod = f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert seen == [Pods(spec["parallelism"], index, first_pod, 29500, None) for index in range(len(seen))]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
 
 
 def test_deepy_starts_the_ranks_of_its_pod(tmp_path: Path) -> None:
