@@ -1,7 +1,7 @@
 """The grid: a tiny model under every layout of up to eight ranks must train as it does on one rank.
 
-``make grid`` runs it all and prints a line a layout; ``--help`` says what else it does. CI runs a subset in which
-every pair of features occurs (``test_grid.py``).
+``make grid`` runs it all and prints a line a layout; ``--help`` says what else it does. CI runs a subset in
+which every pair of features occurs (``test_grid.py``).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ DIMENSIONS: dict[str, tuple[Any, ...]] = {
     "zero": (0, 1, 2, 3),
     "sp": (False, True),
     "cp": ("1", "ulysses", "ring"),
-    "ep": (1, 2),
+    "ep": (0, 1, 2),
 }
+"""The values of each feature; ``ep`` 0 is a model without experts."""
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +55,7 @@ class Layout:
     zero: int = 0
     sp: bool = False
     cp: str = "1"
-    ep: int = 1
+    ep: int = 0
 
     @property
     def ranks(self) -> int:
@@ -63,16 +64,16 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """E.g. ``tp2-pp1-dp2-zero1-sp-ring2-ep1``."""
+        """E.g. ``tp2-pp1-dp2-zero1-sp-ring2-ep2``."""
         split = "-sp" if self.sp else ""
         context = "" if self.cp == "1" else f"-{self.cp}2"
-        experts = f"-ep{self.ep}" if self.ep > 1 else ""
+        experts = f"-ep{self.ep}" if self.ep else ""
         return f"tp{self.tp}-pp{self.pp}-dp{self.dp}-zero{self.zero}{split}{context}{experts}"
 
     @property
     def family(self) -> str:
         """Which model it trains: its reference is the one-rank run of the same."""
-        return "dense" if self.ep == 1 else "moe"
+        return "moe" if self.ep else "dense"
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -110,8 +111,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def layouts() -> list[Layout]:
-    """Every combination of up to MAX_RANKS ranks. A split sequence takes several tensor ranks, experts several
-    replicas: without them there is nothing to combine.
+    """Every combination of up to MAX_RANKS ranks.
+
+    A split sequence takes several tensor ranks, divided experts several replicas: without them there is
+    nothing to combine.
     """
     products = (Layout(*values) for values in itertools.product(*DIMENSIONS.values()))
     return [
@@ -119,7 +122,7 @@ def layouts() -> list[Layout]:
         for layout in products
         if layout.ranks <= MAX_RANKS
         and (layout.tp > 1 or not layout.sp)
-        and layout.dp * (1 if layout.cp == "1" else 2) % layout.ep == 0
+        and layout.dp * (1 if layout.cp == "1" else 2) % max(1, layout.ep) == 0
     ]
 
 
@@ -237,10 +240,11 @@ def main() -> int:
     count = len(refused) - len(valid)
     minutes = (time.monotonic() - started) / 60
     tell(
-        f"{len(chosen)} of {len(valid)} layouts run, {missed} missed, {count} refused, {minutes:.1f} minutes. "
-        "Worst relative difference from one rank"
-        f" (limits: loss and norm {LOSS_TOLERANCE}, weights {WEIGHT_TOLERANCE}) and of the bytes sent from "
-        f"the formulas ({TRAFFIC_TOLERANCE})."
+        f"{len(chosen)} of {len(valid)} layouts run, {missed} missed, {count} refused, {minutes:.1f} minutes"
+    )
+    tell(
+        f"Worst relative differences: from one rank (limits: loss and norm {LOSS_TOLERANCE}, weights "
+        f"{WEIGHT_TOLERANCE}), and of the bytes sent from the formulas ({TRAFFIC_TOLERANCE})."
     )
     if arguments.write:
         arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
