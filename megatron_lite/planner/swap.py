@@ -15,8 +15,11 @@ from megatron_lite.planner.parameters import parameters_on_rank
 SUB_GROUP = 50_000_000
 """Numbers that the optimizer's update has in memory at a time, at least: files of 200 MB."""
 
-OPTIMIZER_BUFFERS, PARAMETER_BUFFERS = 4, 5
-"""DeepSpeed's defaults of the two ``buffer_count``: the first holds weights, gradients and Adam's moments."""
+OPTIMIZER_TENSORS = 4
+"""What an update needs of each weight: itself, its gradient and Adam's two moments."""
+
+PARAMETER_BUFFERS = 5
+"""DeepSpeed's default of ``offload_param``'s ``buffer_count``."""
 
 
 def matrices_on_rank(config: Config) -> Iterator[int]:
@@ -55,6 +58,13 @@ def largest_sub_group(config: Config) -> int:
     return largest
 
 
+def optimizer_buffers(config: Config) -> int:
+    """Buffers of a sub-group's size: what the update works on, and what is read and written beside it."""
+    block = config.zero.block["offload_optimizer"]
+    at_once = 1 + bool(block.get("pipeline_read")) + bool(block.get("pipeline_write"))
+    return int(block.get("buffer_count", OPTIMIZER_TENSORS * at_once))
+
+
 def partitions(config: Config) -> int:
     """Ranks over which ZeRO divides a parameter."""
     parallel = config.parallel
@@ -64,14 +74,16 @@ def partitions(config: Config) -> int:
 def swap_keys(config: Config) -> dict[str, Any]:
     """Keys of DeepSpeed's ``zero_optimization`` block that fit NVMe offload to the model.
 
-    A key that is given stays as it is, except for ``stage3_max_reuse_distance``: with parameters on NVMe each
-    one that waits in memory to be used again keeps a buffer, and there are ``buffer_count`` of them.
+    A key that is given stays as it is, but for two of parameters on NVMe. Each that waits in memory to be
+    used again keeps one of ``buffer_count`` buffers, so none waits. And none is read ahead: DeepSpeed forgets
+    what it has read when the optimizer updates the file, and ends in an assertion, or with weights of before.
     """
     block = config.zero.block
     keys: dict[str, Any] = {}
     if config.zero.swaps_optimizer:
         keys["sub_group_size"] = block.get("sub_group_size", SUB_GROUP)
+        keys["offload_optimizer"] = {"buffer_count": optimizer_buffers(config), **block["offload_optimizer"]}
     if config.zero.swaps_parameters:
-        keys["stage3_max_reuse_distance"] = 0
+        keys |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
         keys["offload_param"] = {"buffer_size": largest_slice(config), **block["offload_param"]}
     return keys

@@ -54,7 +54,7 @@ class PipelineEngine(Engine):
         defects.let_the_loss_scale_rest(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
         interval = config.training.log_interval
-        watched = config.logging.wall_clock_breakdown
+        watched = config.logging.wall_clock_breakdown or config.logging.layout_account
         self._bubble = Bubble(self.deepspeed, context, interval) if watched else None
         self._micro_batch_size = config.batch.train_micro_batch_size_per_gpu
         self._weight: torch.Tensor | float = 1.0

@@ -25,8 +25,11 @@ from megatron_lite.utils.log import LOGGER
 
 def zero_settings(config: Config) -> dict[str, Any]:
     """DeepSpeed's ``zero_optimization`` block, with a run's own swap folders and buffers of fitting sizes."""
-    block = {key: value for key, value in config.zero.block.items() if key != "max_reuse_distance"}
-    block |= swap_keys(config)
+    own = swap_keys(config)
+    given = config.zero.block.items()
+    block = {
+        key: value for key, value in given if f"stage3_{key}" not in own
+    } | own  # no key by both its names
     for name in OFFLOADS:
         if (block.get(name) or {}).get("device") == "nvme":
             block[name] = {**block[name], "nvme_path": str(swap_folder(config, block[name]["nvme_path"]))}
@@ -39,14 +42,29 @@ def swap_folder(config: Config, nvme_path: str) -> Path:
     return Path(nvme_path) / f"megatron_lite-{number:08x}"
 
 
-def check_device(config: Config, device: torch.device) -> None:
-    """Raise ConfigError for ZeRO++'s quantisation on a CPU: its kernels are CUDA's."""
+def check_zero(config: Config, device: torch.device) -> None:
+    """Raise ConfigError for what of ZeRO++ cannot be had with ``config`` on ``device``.
+
+    Its quantisation kernels are CUDA's. The groups of its hierarchical partitioning are DeepSpeed's own:
+    consecutive ranks of the whole run, whatever else neighbours do.
+    """
     zero = config.zero.zero_optimization
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if device.type == "cpu" and getattr(zero, key):
             raise ConfigError(
                 f"zero_optimization.{key} runs on a GPU only, and this run is on a CPU: leave it out"
             )
+    size, parallel = zero.zero_hpz_partition_size or 1, config.parallel
+    if size > 1 and parallel.model_parallel_size > 1:
+        raise ConfigError(
+            f"zero_optimization.zero_hpz_partition_size {size} does not go with model_parallel_size "
+            f"{parallel.model_parallel_size}, whose ranks are neighbours, too: leave one out"
+        )
+    if parallel.world_size % size:
+        raise ConfigError(
+            f"zero_optimization.zero_hpz_partition_size {size} does not divide the {parallel.world_size} "
+            "ranks: choose the number of ranks of a machine"
+        )
 
 
 @contextmanager
@@ -57,7 +75,7 @@ def swap_space(config: Config, context: ParallelContext) -> Iterator[None]:
     ``torch.distributed`` running; does nothing without NVMe offload.
 
     Raises:
-        ConfigError: a folder cannot be used, its disk is too small, or the operator cannot be compiled.
+        UserError: a folder cannot be used, its disk is too small, or the operator cannot be compiled.
     """
     blocks = [config.zero.block.get(name) or {} for name in OFFLOADS]
     paths = {block["nvme_path"] for block in blocks if block.get("device") == "nvme"}
