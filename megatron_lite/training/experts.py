@@ -32,14 +32,10 @@ def declared_experts(model: nn.Module, context: ParallelContext) -> Iterator[Non
     if context.expert.size == 1:
         yield
         return
-    # DeepSpeed reads the degree out of the name.
-    name = f"ep_size_{context.expert.size}"
+    name = mark_experts(model, context.expert.size)
     groups._EXPERT_PARALLEL_GROUP[name] = process_group(context.expert, context.rank)
     groups._EXPERT_DATA_PARALLEL_GROUP[name] = process_group(context.expert_replicas, context.rank)
     groups.expert_tensor_parallel_world_size = context.tensor.size
-    for parameter in model.parameters():
-        if spec_of(parameter).is_expert:
-            parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]
     theirs = deepspeed_engine.MoE
     deepspeed_engine.MoE = MixtureOfExperts
     try:
@@ -53,6 +49,15 @@ def _forget() -> None:
     groups._EXPERT_PARALLEL_GROUP.clear()
     groups._EXPERT_DATA_PARALLEL_GROUP.clear()
     groups.expert_tensor_parallel_world_size = 1
+
+
+def mark_experts(model: nn.Module, degree: int) -> str:
+    """Mark the parameters of experts that are divided over ``degree`` > 1 ranks; the name of their groups."""
+    name = f"ep_size_{degree}"  # DeepSpeed reads the degree out of it
+    for parameter in model.parameters():
+        if spec_of(parameter).is_expert:
+            parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]
+    return name
 
 
 def group_marks(parameter: nn.Parameter) -> dict[str, Any]:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from checkpoint.stored import stored_scalars, stored_tensors
 from layout_runs import KEYS, Case, Outcome, outcomes
+from test_reshard import assert_same
 from training.training_runs import run, write_corpus
 
-from megatron_lite.checkpoint import read_weights
+from megatron_lite.checkpoint import read_weights, verify
 from megatron_lite.config import config_from_keys
 from megatron_lite.config.summary import summary
 from megatron_lite.generation.load import load_model
 from megatron_lite.hf import export_folder
+from megatron_lite.training.reshard import reshard
 from megatron_lite.training.stages import check_experts
 from megatron_lite.utils.errors import ConfigError
 
@@ -132,6 +134,18 @@ def test_the_same_state_in_every_layout(runs: tuple[Path, Runs]) -> None:
     assert sum(kind == "exp_avg" and ".experts.3." in name for name, kind in expected) == 2 * 4
     assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items())
     assert stored_scalars(before) == stored_scalars(after)
+
+
+@pytest.mark.slow
+def test_cut_offline_as_its_ranks_would(runs: tuple[Path, Runs], tmp_path: Path) -> None:
+    source = runs[0] / "ep2-zero0" / f"global_step{HALF}"
+    for name, words in (
+        ("same-ep4-zero1", "world_size=4 expert_parallel_size=4 zero_optimization.stage=1"),
+        ("same-pp2-ep2", "world_size=4 pipe_parallel_size=2 zero_optimization.stage=1"),
+    ):
+        found, _ = reshard(source, tmp_path / name, overrides=words.split())
+        assert_same(found, runs[0] / name / f"global_step{HALF}")
+        verify(found)
 
 
 @pytest.mark.slow
