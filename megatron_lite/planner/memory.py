@@ -154,10 +154,10 @@ def _optimizer_bytes(config: Config) -> tuple[int, int]:
 def _gathered(config: Config, elsewhere: int) -> int:
     """Bytes of the parameters that stage 3 brings together to be used, of ``elsewhere`` that it could.
 
-    With parameters on NVMe each is let go of after its use.
+    With parameters on NVMe they are copied out of the buffers, and let go of after their use.
     """
     if config.zero.swaps_parameters:
-        return min(elsewhere, max(matrices_on_rank(config))) * element_bytes(config)
+        return max(matrices_on_rank(config)) * element_bytes(config)
     return min(elsewhere, _zero_number(config, "stage3_max_live_parameters")) * element_bytes(config)
 
 

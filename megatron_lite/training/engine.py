@@ -115,10 +115,15 @@ class Engine:
         return StepResult(loss, norm, not engine.was_step_applied(), loss_scale)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the loss over counted tokens, their number) of ``batch`` on this rank, dropout off."""
+    def eval_loss(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the loss over counted tokens, their number) of ``micro_batches`` on this rank, dropout off.
+
+        They have one shape.
+        """
         self.deepspeed.eval()
-        return self._loss_sum(batch), counted_tokens(batch)
+        losses = torch.stack([self._loss_sum(batch) for batch in micro_batches])
+        counts = torch.stack([counted_tokens(batch) for batch in micro_batches])
+        return losses.double().sum(), counts.double().sum()
 
     @property
     def loss_scale(self) -> float:

@@ -84,17 +84,26 @@ class PipelineEngine(Engine):
         return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`Engine.eval_loss`; the sum is on every rank of the pipeline."""
-        engine = self.deepspeed
+    def eval_loss(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Engine.eval_loss`. Every rank of the pipeline gets what the last stage finds.
+
+        Micro-batches follow each other as in training: with m of them a rank waits (p - 1) / (m + p - 1) of
+        the time.
+        """
+        engine, count = self.deepspeed, len(micro_batches)
         self._weight = 1.0
-        self._expect(batch)
-        sums = engine.eval_batch(_feed([batch]), reduce_output=None, bcast_loss=False, num_micro_batches=1)
+        self._expect(micro_batches[0])
+        losses = engine.eval_batch(
+            _feed(micro_batches), reduce_output=None, bcast_loss=False, num_micro_batches=count
+        )
         self._let_go()
-        loss = sums[0] if engine.is_last_stage() else torch.zeros((), device=self._context.device)
+        found = torch.zeros(2, dtype=torch.float64, device=self._context.device)
+        if engine.is_last_stage():
+            found[0] = torch.stack(losses).double().sum()
+            found[1] = torch.stack([counted_tokens(batch) for batch in micro_batches]).sum()
         last = engine.grid.stage_to_global(engine.num_stages - 1)
-        dist.broadcast(loss, last, group=self._context.pipe.group)
-        return loss, counted_tokens(batch)
+        dist.broadcast(found, last, group=self._context.pipe.group)
+        return found[0], found[1]
 
     def _weighted_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What the last stage differentiates."""

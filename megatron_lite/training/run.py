@@ -12,7 +12,7 @@ import torch
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
-from megatron_lite.data.batches import Fetch, micro_batch
+from megatron_lite.data.batches import Fetch, micro_batch, unread
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.mixture import Mixture
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
@@ -64,12 +64,11 @@ def train(config: Config, context: ParallelContext) -> int:
     datasets = open_datasets(config)
     _ = datasets.train  # missing or damaged files are told of before the ranks meet
     tokenizer = load_tokenizer(config.data)
-    masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
-    fetch = partial(micro_batch, device=context.device, masked_token=masked_token)
     limit = config.training.distributed_timeout
     with distributed(context, limit), swap_space(config, context), Watchdog(context, limit) as watchdog:
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
+        fetch = fetch_for(config, context, tokenizer)
         state, saved = begin_from(checkpoint, config, context, engine)
         state.data = resume_data(config, context, datasets, plan, state.step, state.samples, saved)
         training_data = datasets.train.with_phases(state.data.phases)
@@ -88,6 +87,14 @@ def train(config: Config, context: ParallelContext) -> int:
     if state.stop_reason and context.is_first:
         print(f"stopped after step {state.step} ({state.stop_reason}); go on with: {resume_command(config)}")
     return 0
+
+
+def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) -> Fetch:
+    """How this rank gets its micro-batches. A stage in the middle of a pipeline needs no samples."""
+    if 0 < context.pipe.rank < context.pipe.size - 1:
+        return partial(unread, length=config.model.seq_length)
+    masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
+    return partial(micro_batch, device=context.device, masked_token=masked_token)
 
 
 def open_engine(config: Config, context: ParallelContext) -> Engine:

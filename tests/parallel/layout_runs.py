@@ -126,7 +126,8 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
         assert_copies_are_equal(engine.deepspeed.module, context)
         totals = torch.zeros(2, dtype=torch.float64)
         for number in (4, 2):  # the second batch has another shape
-            totals += torch.stack(engine.eval_loss(global_batch(1000 + number, number, case.masked)))
+            batches = [global_batch(1000 + number + seed, number, case.masked) for seed in range(3)]
+            totals += torch.stack(engine.eval_loss(batches))
         engine.deepspeed.destroy()
         sent = mean_by_kind(traffic, case.last - case.first)
     return Outcome(losses, norms, float(totals[0] / totals[1]), sent)
@@ -138,7 +139,7 @@ def mean_by_kind(traffic: Any, steps: int) -> dict[str, float]:
 
     sent = torch.tensor([traffic.bytes[kind] for kind in KINDS], dtype=torch.float64)
     torch.distributed.all_reduce(sent)
-    sent /= steps * torch.distributed.get_world_size()
+    sent /= max(steps, 1) * torch.distributed.get_world_size()
     return {kind: size for kind, size in zip(KINDS, sent.tolist(), strict=True) if size}
 
 
