@@ -6,7 +6,7 @@ are of dimension 1, the sequence. ``start_...`` begins an exchange and returns t
 result, so that others can compute meanwhile.
 
 Bytes that a rank sends for a tensor of n bytes over t ranks: a gather to it or a scattered sum of it
-n (t - 1) / t, a whole sum twice that.
+n (t - 1) / t, a whole sum twice that. An exchange sends the rows that are meant for others.
 """
 
 from __future__ import annotations
@@ -45,6 +45,16 @@ def start_scattered_sum(x: torch.Tensor, axis: Axis) -> Wait:
     return _after(work, lambda: total)
 
 
+def start_exchange(x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> Wait:
+    """Rows of ``x [n, ...]`` to where they belong: the first ``sent[0]`` to rank 0 of the axis, and so on.
+
+    Returns those that the others sent here, ``received[r]`` from rank r, in the order of the ranks.
+    """
+    rows = x.new_empty(sum(received), *x.shape[1:])
+    work = dist.all_to_all_single(rows, x.contiguous(), received, sent, group=axis.group, async_op=True)
+    return _after(work, lambda: rows)
+
+
 def _after(work: Any, result: Wait) -> Wait:
     def wait() -> torch.Tensor:
         work.wait()
@@ -61,6 +71,21 @@ def sum_over(x: torch.Tensor, axis: Axis) -> torch.Tensor:
 def scattered_sum(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """Partial values [b, s, ...] to this rank's slice of their sum; the gradient is gathered."""
     return x if axis.size == 1 else _ScatteredSum.apply(x, axis)
+
+
+def shared(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """What every rank holds, as it is; each finds a share of its gradient, which are added up."""
+    return x if axis.size == 1 else _Shared.apply(x, axis)
+
+
+def gathered(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """The whole [b, s, ...] of slices; each rank finds a share of its gradient, which are added up."""
+    return x if axis.size == 1 else _Gathered.apply(x, axis)
+
+
+def exchanged(x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> torch.Tensor:
+    """Rows sent and received as :func:`start_exchange` says; their gradients go back."""
+    return x if axis.size == 1 else _Exchanged.apply(x, sent, received, axis)
 
 
 class _Sum(torch.autograd.Function):
@@ -82,3 +107,36 @@ class _ScatteredSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return start_gather(gradient, ctx.axis)(), None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return start_sum(gradient.clone(), ctx.axis)(), None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        ctx.axis = axis
+        return start_gather(x, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return start_scattered_sum(gradient, ctx.axis)(), None
+
+
+class _Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> torch.Tensor:
+        ctx.sent, ctx.received, ctx.axis = sent, received, axis
+        return start_exchange(x, sent, received, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return start_exchange(gradient, ctx.received, ctx.sent, ctx.axis)(), None, None, None

@@ -12,11 +12,13 @@ from deepspeed.pipe import PipelineModule
 
 from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch
+from megatron_lite.model.moe import routers_of
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.bubble import Bubble
 from megatron_lite.training.engine import Engine, StepResult, counted_tokens, engine_settings
+from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
 
@@ -41,10 +43,12 @@ class PipelineEngine(Engine):
         settings = pipeline_settings(config)
         defects.import_muon(compiled=False)
         model = build_model(DTYPES[config.precision.precision])
-        self._optimizer = build_optimizer(config.optimizer, model)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
-        )
+        self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
+        with declared_experts(model, context):
+            self._optimizer = build_optimizer(config.optimizer, model)
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
@@ -67,6 +71,7 @@ class PipelineEngine(Engine):
         if count != engine.micro_batches:
             engine.set_train_batch_size(count * self._micro_batch_size * self._context.replicas.size)
         self._weight = self._context.replicas.size * count / self._count_tokens(micro_batches)
+        self._weigh_balance(micro_batches)
         loss_scale = self.loss_scale
         self._expect(micro_batches[0])
         if self._bubble:

@@ -103,7 +103,9 @@ def open_engine(config: Config, context: ParallelContext) -> Engine:
 
     def factory(dtype: torch.dtype) -> ParameterFactory:
         tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-        return ParameterFactory(config.training.seed, dtype, tensor=tensor)
+        return ParameterFactory(
+            config.training.seed, dtype, tensor=tensor, expert=context.expert, context=context.context
+        )
 
     if context.pipe.size > 1:
         return PipelineEngine(
@@ -129,7 +131,7 @@ def make_hooks(
     account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
     return [
         *account,
-        Figures(config, context, backends, progress),
+        Figures(config, context, engine, backends, progress),
         MixtureReport(config, data, plan, backends, progress),
         Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
