@@ -180,7 +180,6 @@ RETIRED: dict[str, Unused] = (
 REFUSED: dict[str, Unused] = (
     _keys("there is no expert parallelism; set it to 1", "moe_expert_parallel_size", 0, 1)
     | _keys("there are no mixtures of experts; set it to 1", "moe_num_experts", 0, 1)
-    | _keys("attention has no window; leave it out", "sliding_window_width")
     | _keys("every layer has weights of its own; leave it out", "num_unique_layers")
     | _keys("there is no soft prompt tuning", "soft_prompt_tuning")
     | _keys("learned positions begin at 0", "opt_pos_emb_offset", 0)

@@ -6,7 +6,7 @@ are of dimension 1, the sequence. ``start_...`` begins an exchange and returns t
 result, so that others can compute meanwhile.
 
 Bytes that a rank sends for a tensor of n bytes over t ranks: a gather to it or a scattered sum of it
-n (t - 1) / t, a whole sum twice that.
+n (t - 1) / t, a whole sum twice that; an exchange of parts n (t - 1) / t; a message to one rank n.
 """
 
 from __future__ import annotations
@@ -45,6 +45,28 @@ def start_scattered_sum(x: torch.Tensor, axis: Axis) -> Wait:
     return _after(work, lambda: total)
 
 
+def start_exchange(x: torch.Tensor, axis: Axis) -> Wait:
+    """``x [size, ...]``, part i for rank i; the result has rank i's part for this one at i."""
+    parts = torch.empty_like(x, memory_format=torch.contiguous_format)
+    work = dist.all_to_all_single(parts, x.contiguous(), group=axis.group, async_op=True)
+    return _after(work, lambda: parts)
+
+
+def start_message(x: torch.Tensor, to: int, origin: int, shape: tuple[int, ...], axis: Axis) -> Wait:
+    """``x`` to the rank ``to`` of the axis; the result is the tensor of ``shape`` that comes from ``origin``.
+
+    Every rank takes part, also one whose tensors are empty. The exchange of all ranks is one collective
+    (NCCL's is the same grouped sends and receives), so that none can be left waiting for its peer.
+    """
+    sent, came = x.reshape(-1), x.new_empty(shape)
+    counts_sent, counts_came = [0] * axis.size, [0] * axis.size
+    counts_sent[to], counts_came[origin] = sent.numel(), came.numel()
+    work = dist.all_to_all_single(
+        came.view(-1), sent, counts_came, counts_sent, group=axis.group, async_op=True
+    )
+    return _after(work, lambda: came)
+
+
 def _after(work: Any, result: Wait) -> Wait:
     def wait() -> torch.Tensor:
         work.wait()
@@ -61,6 +83,11 @@ def sum_over(x: torch.Tensor, axis: Axis) -> torch.Tensor:
 def scattered_sum(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """Partial values [b, s, ...] to this rank's slice of their sum; the gradient is gathered."""
     return x if axis.size == 1 else _ScatteredSum.apply(x, axis)
+
+
+def exchange(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """``x [size, ...]``, part i for rank i, to what each rank i has for this one; gradients go back so."""
+    return _Exchange.apply(x, axis)
 
 
 class _Sum(torch.autograd.Function):
@@ -82,3 +109,14 @@ class _ScatteredSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return start_gather(gradient, ctx.axis)(), None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        ctx.axis = axis
+        return start_exchange(x, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return start_exchange(gradient, ctx.axis)(), None

@@ -86,7 +86,7 @@ def _model_states(config: Config) -> tuple[dict[str, int], dict[str, int]]:
     """Parameters, gradients, optimizer and the update's temporary copy: on the device and on the host."""
     count = parameters_on_rank(config)
     stage, width = _stage(config), element_bytes(config)
-    shard = -(-count.total // config.parallel.data_parallel_size)
+    shard = -(-count.total // config.parallel.replicas)
     held = shard if stage >= 3 else count.total
     optimized = shard if stage >= 1 else count.total
     # Stage 0 updates the parameters themselves; the other stages update an fp32 copy.
@@ -151,7 +151,7 @@ def _bucket_bytes(config: Config, on_gpu: bool) -> int:
     """
     stage, width = _stage(config), element_bytes(config)
     sends_nothing = stage == 0 or (stage == 1 and config.precision.precision == "bf16")
-    if sends_nothing and config.parallel.data_parallel_size == 1:
+    if sends_nothing and config.parallel.replicas == 1:
         return 0  # the other engines fill their buckets even so
     elements = _zero_number(config, "reduce_bucket_size")
     used = min(elements, parameters_on_rank(config).total)

@@ -57,7 +57,8 @@ def train(config: Config, context: ParallelContext) -> int:
     training_data = datasets.train
     tokenizer = load_tokenizer(config.data)
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
-    fetch = partial(micro_batch, device=context.device, masked_token=masked_token)
+    document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
+    fetch = partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
     with distributed(context):
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)

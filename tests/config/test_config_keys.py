@@ -126,7 +126,6 @@ def test_a_choice_names_what_there_is(tmp_path: Path) -> None:
     [
         "moe_num_experts: 8",
         "moe_expert_parallel_size: 2",
-        "sliding_window_width: 512",
         "train_impl: dpo",
         "pack_impl: unpacked",
         "use_mup: true",
