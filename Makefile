@@ -24,7 +24,7 @@ demo: install ## text -> trained model -> sample -> Hugging Face folder, in one 
 	$(BIN)/python tools/demo.py
 
 test: install lint ## everything that proves that it works
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

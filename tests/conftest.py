@@ -1,6 +1,9 @@
-"""How hypothesis runs here: no deadlines (machines are shared), and the same examples every time in CI."""
+"""How the tests run: side by side, each on one core; hypothesis without deadlines (machines are shared)."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
 

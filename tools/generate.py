@@ -1,7 +1,7 @@
 """Let a checkpoint write: ``generate.py runs/demo/checkpoints --prompt "def " --temperature 0.7``.
 
-What is not given here comes from the run: its keys text_gen_type and sample_input_file (without them a
-document is begun), temperature, top_k, top_p, maximum_tokens, num_samples.
+What is not given here comes from the run: its keys text_gen_type, sample_input_file (without them a document
+is begun), sample_output_file, temperature, top_k, top_p, maximum_tokens, num_samples.
 """
 
 from __future__ import annotations
@@ -153,11 +153,12 @@ def main() -> None:
         prompts = configured_prompts(keys)
     if prompts is None:
         return converse(model, sampling, max_new_tokens)
-    if arguments.output_file is None and len(prompts) == num_samples == 1:
+    output = arguments.output_file or (keys.sample_output_file and Path(keys.sample_output_file))
+    if output is None and len(prompts) == num_samples == 1:
         return show(model, prompts[0], sampling, max_new_tokens)
     samples = generate(model, prompts, sampling, max_new_tokens, num_samples, arguments.batch_size)
-    if arguments.output_file is not None:
-        return write_samples(list(samples), arguments.output_file)
+    if output is not None:
+        return write_samples(list(samples), output)
     for sample in samples:
         print(f"{sample.prompt}{sample.text}\n---")
     return None

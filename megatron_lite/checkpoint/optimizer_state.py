@@ -48,7 +48,7 @@ def restore_scalars(holder: Holder, parameters: dict[str, ParameterEntry]) -> No
         if isinstance(value, torch.Tensor) and value.dim() == 0:
             value.fill_(max(numbers))
         elif isinstance(value, int | float):
-            holder.state[kind] = type(value)(max(numbers))
+            holder.set_number(kind, type(value)(max(numbers)))
 
 
 def make_state(layout: Layout, index: Index) -> None:
@@ -76,18 +76,20 @@ def _step_alone(holder: Holder, optimizer: torch.optim.Optimizer) -> None:
     """One step of ``optimizer`` on ``holder`` only, with a gradient of zeros and rate 0."""
     held = [group["params"] for group in optimizer.param_groups]
     own_group = optimizer.param_groups[holder.group]
-    rate, gradient = own_group["lr"], holder.tensor.grad
-    try:
-        for group in optimizer.param_groups:
-            group["params"] = []
-        own_group.update(params=[holder.tensor], lr=0.0)
-        holder.tensor.grad = torch.zeros_like(holder.tensor)
-        optimizer.step()
-    finally:
-        holder.tensor.grad = gradient
-        own_group["lr"] = rate
-        for group, parameters in zip(optimizer.param_groups, held, strict=True):
-            group["params"] = parameters
+    rate = own_group["lr"]
+    with holder.in_memory() as tensor:
+        gradient = tensor.grad
+        try:
+            for group in optimizer.param_groups:
+                group["params"] = []
+            own_group.update(params=[tensor], lr=0.0)
+            tensor.grad = torch.zeros_like(tensor)
+            optimizer.step()
+        finally:
+            tensor.grad = gradient
+            own_group["lr"] = rate
+            for group, parameters in zip(optimizer.param_groups, held, strict=True):
+                group["params"] = parameters
 
 
 def replay_native_steps(layout: Layout) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.contradiction import Contradiction, Keys
+from megatron_lite.config.data_rules import check_data
 from megatron_lite.config.layout_rules import check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.schema import SECTION_OF
@@ -209,17 +210,6 @@ def _offload(keys: Keys) -> dict[str, Any]:
 
 
 def _paths(keys: Keys) -> dict[str, Any]:
-    both = [key for key in ("data_path", "train_data_paths") if key in keys]
-    if len(both) == 2:
-        raise Contradiction("data_path and train_data_paths both name the training data: keep one", *both)
-    for split in ("train", "valid", "test"):
-        paths, weights = keys.get(f"{split}_data_paths", []), keys.get(f"{split}_data_weights")
-        if weights is not None and len(weights) != len(paths):
-            raise Contradiction(
-                f"{split}_data_weights has {len(weights)} numbers for {len(paths)} {split}_data_paths",
-                f"{split}_data_weights",
-                f"{split}_data_paths",
-            )
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return {
         "save": os.path.join(keys["run_dir"], "checkpoints"),
@@ -267,6 +257,7 @@ RULES = (
     _schedule,
     _offload,
     check_stages,
+    check_data,
     _paths,
     _documents,
     _generation,

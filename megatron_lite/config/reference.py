@@ -108,7 +108,9 @@ def _value(schema: dict[str, Any]) -> str:
         return " or ".join(_value(option) for option in schema["anyOf"] if option.get("type") != "null")
     if "prefixItems" in schema:
         items = schema["prefixItems"]
-        return f"list of {len(items)}, each {_value(items[0])}"
+        values = [_value(item) for item in items]
+        same = len(set(values)) == 1
+        return f"list of {len(items)}, each {values[0]}" if same else f"[{'; '.join(values)}]"
     if schema.get("type") == "array":
         items = schema.get("items", {})
         return f"list of {_value(items)}" if items else "list"

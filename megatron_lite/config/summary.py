@@ -76,7 +76,8 @@ def _windows(windows: Sequence[int | None]) -> str:
 
 def _data(config: Config) -> str:
     data = config.data
-    paths = data.train_data_paths or ([data.data_path] if data.data_path else [])
+    listed = [prefix for prefix, *_ in data.datasets or []]
+    paths = data.train_data_paths or listed or ([data.data_path] if data.data_path else [])
     if not paths:
         return "the embedded default: the source text of Python's standard library"
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from megatron_lite.data.indexed import IndexedDataset
-from megatron_lite.data.windows import BlendedDataset, Dataset, WindowDataset
+from megatron_lite.data.mixture import Mixture, phase
+from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
+from megatron_lite.data.stitched import StitchedDataset
+from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.data.windows import ChunkDataset, Dataset, WindowDataset
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from megatron_lite.config import Config
-
-SPLITS = ("train", "valid", "test")
 
 EVALUATION_SEED = 0
 """Orders validation and test samples in place of the run's seed: all runs compare on the same text."""
@@ -27,7 +28,7 @@ LOOKED_AT = 64
 class Splits:
     """The three datasets of a run, each opened when first asked for.
 
-    A split is None when the configuration gives it nothing: a weight of zero, or no path beside
+    A split is None when the configuration gives it nothing: a share of zero, or no path beside
     ``train_data_paths``.
 
     Validation and test are shuffled too, by a fixed key: their samples 0, 1, 2, … are the same windows in
@@ -36,15 +37,16 @@ class Splits:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._corpora: dict[str, IndexedDataset] = {}
 
     @cached_property
-    def train(self) -> Dataset:
+    def train(self) -> Mixture:
         """Training samples.
 
         Raises:
             DataError: a file is missing or damaged, or the split is too small for one sample.
         """
-        dataset = self._open(0)
+        dataset = self._open("train")
         if dataset is None:
             raise DataError(
                 "the training split is empty: give its share of the data a positive number (key split)"
@@ -52,14 +54,14 @@ class Splits:
         return dataset
 
     @cached_property
-    def valid(self) -> Dataset | None:
+    def valid(self) -> Mixture | None:
         """Validation samples, or None. Raises as ``train`` does."""
-        return self._open(1)
+        return self._open("valid")
 
     @cached_property
-    def test(self) -> Dataset | None:
+    def test(self) -> Mixture | None:
         """Test samples, or None. Raises as ``train`` does."""
-        return self._open(2)
+        return self._open("test")
 
     def look_at_samples(self) -> None:
         """Fetch a few training and validation samples, spread over the data, before anything is written.
@@ -73,44 +75,45 @@ class Splits:
                 for index in range(min(LOOKED_AT, max(1, dataset.samples_per_epoch))):
                     dataset[index]
 
-    def _open(self, split: int) -> Dataset | None:
+    def _open(self, split: str) -> Mixture | None:
+        """The mixture of a split; None if it has no data set, or the key ``split`` gives it no share."""
         data = self._config.data
-        if data.train_data_paths:
-            return self._open_paths(split)
-        assert data.data_path is not None, "prepare_data names the data"
-        corpus = IndexedDataset(data.data_path)
-        if split_shares(data.split)[split] == 0:
+        sources = sources_of(data, split)
+        share = split_shares(data.split)[SPLITS.index(split)]
+        if not sources or not (share or sources[0].is_whole):
             return None
-        return self._windows(corpus, document_bounds(data.split, corpus.document_count)[split], split, 0)
+        corpora = [self._corpus(source.prefix) for source in sources]
+        parts = {
+            name: self._dataset(source, corpus, split, number)
+            for number, (name, source, corpus) in enumerate(
+                zip(names_of(sources), sources, corpora, strict=True)
+            )
+        }
+        return Mixture(parts, [phase(0, weigh(data, sources, corpora))])
 
-    def _open_paths(self, split: int) -> Dataset | None:
-        data, name = self._config.data, SPLITS[split]
-        paths: Sequence[str] | None = getattr(data, f"{name}_data_paths")
-        if not paths:
-            return None
-        weights: Sequence[float] = getattr(data, f"{name}_data_weights") or [1.0] * len(paths)
-        corpora = [IndexedDataset(path) for path in paths]
-        if data.weight_by_num_documents:
-            weights = [corpus.document_count**data.weighted_sampler_alpha for corpus in corpora]
-        parts = [
-            self._windows(corpus, (0, corpus.document_count), split, number)
-            for number, corpus in enumerate(corpora)
-        ]
-        return parts[0] if len(parts) == 1 else BlendedDataset(parts, weights)
+    def _corpus(self, prefix: str) -> IndexedDataset:
+        if prefix not in self._corpora:
+            self._corpora[prefix] = IndexedDataset(prefix)
+        return self._corpora[prefix]
 
-    def _windows(
-        self, corpus: IndexedDataset, documents: tuple[int, int], split: int, number: int
-    ) -> WindowDataset:
+    def _dataset(self, source: Source, corpus: IndexedDataset, split: str, number: int) -> Dataset:
+        """The samples of data set ``number`` of ``split``."""
         config = self._config
-        assert config.model.vocab_size is not None, "prepare_data fills the vocabulary's size"
-        seed = config.training.seed if split == 0 else EVALUATION_SEED
-        return WindowDataset(
-            corpus,
-            documents,
-            seq_length=config.model.seq_length,
-            vocab_size=config.model.vocab_size,
-            seed=derive_seed(seed, "data", SPLITS[split], number),
-            split=SPLITS[split],
+        vocab_size, length = config.model.vocab_size, config.model.seq_length
+        assert vocab_size is not None, "prepare_data fills the vocabulary's size"
+        documents = (0, corpus.document_count)
+        if not source.is_whole:
+            documents = document_bounds(config.data.split, corpus.document_count)[SPLITS.index(split)]
+        if source.mode == "chunks":
+            return ChunkDataset(corpus, documents, length, vocab_size, split)
+        run_seed = config.training.seed if split == "train" else EVALUATION_SEED
+        seed = derive_seed(run_seed, "data", split, number)
+        if source.mode == "windows":
+            return WindowDataset(corpus, documents, length, vocab_size, seed, split)
+        is_random = source.mode == "documents_random"
+        eod_id = load_tokenizer(config.data).eod_id
+        return StitchedDataset(
+            corpus, documents, length, vocab_size, seed, split, source.stitch, eod_id, is_random
         )
 
 

@@ -47,3 +47,71 @@ class KeyedPermutation:
         for key in self._round_keys:
             left, right = right, (left + mix((right + key) & MASK)) % self._base
         return left * self._base + right
+
+
+CHUNK_BYTES = 1 << 20
+"""Neighbours on disk that are read together. A disk reads as much in the time of one seek."""
+
+POOL_CHUNKS = 256
+"""Chunks that are shuffled together: the shuffle needs their bytes in the page cache, 256 MiB."""
+
+
+class ChunkedShuffle:
+    """The permutation of ``range(size)`` of one epoch, made so that whoever follows it reads in chunks.
+
+    ``chunk`` neighbours are a chunk. The chunks are shuffled and taken in pools of some ``pool`` chunks from
+    anywhere, and the elements of a pool are shuffled among themselves: a pool is read once, chunk by chunk,
+    and then lies in memory until it is used up. What is smaller than two pools is shuffled as a whole.
+    """
+
+    def __init__(self, size: int, chunk: int, key: int, pool: int = POOL_CHUNKS) -> None:
+        self.size = size
+        self._chunk = chunk
+        self._key = key
+        self._chunks = size // chunk
+        self._pools = max(1, self._chunks // pool)
+        self._chunk_order = KeyedPermutation(max(1, self._chunks), derive_seed(key, "chunks"))
+        self._pool = -1
+        self._enter(0)
+
+    def __call__(self, position: int) -> int:
+        """The element at ``position``, 0 ≤ position < size."""
+        assert 0 <= position < self.size, f"position {position} is outside range({self.size})"
+        if self._pools == 1:
+            return self._order(position)
+        chunk = min(position // self._chunk, self._chunks - 1)
+        pool = ((chunk + 1) * self._pools - 1) // self._chunks
+        if pool != self._pool:
+            self._enter(pool)
+        place = self._order(position - self._first * self._chunk)
+        chunk, offset = divmod(place + self._first * self._chunk, self._chunk)
+        if chunk < self._chunks:  # else of the rest after the last whole chunk, which is in the last pool
+            chunk = self._chunk_order(chunk)
+        return chunk * self._chunk + offset
+
+    def _enter(self, pool: int) -> None:
+        """Make ``pool`` the current one: chunks ``_first`` … of the shuffled chunks."""
+        self._first = pool * self._chunks // self._pools
+        last = (pool + 1) * self._chunks // self._pools
+        end = self.size if pool == self._pools - 1 else last * self._chunk
+        key = self._key if self._pools == 1 else derive_seed(self._key, "pool", pool)
+        self._order = KeyedPermutation(end - self._first * self._chunk, key)
+        self._pool = pool
+
+
+class Epochs:
+    """``range(size)`` again and again, each time shuffled anew (see :class:`ChunkedShuffle`)."""
+
+    def __init__(self, size: int, chunk: int, seed: int) -> None:
+        self.size = size
+        self._chunk = chunk
+        self._seed = seed
+        self._epoch = -1
+
+    def __call__(self, sample: int) -> int:
+        """The element for ``sample`` ≥ 0, counted through the epochs."""
+        epoch, position = divmod(sample, self.size)
+        if epoch != self._epoch:
+            self._shuffle = ChunkedShuffle(self.size, self._chunk, derive_seed(self._seed, "epoch", epoch))
+            self._epoch = epoch
+        return self._shuffle(position)

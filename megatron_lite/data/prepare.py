@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lite.data.embedded import VOCAB_SIZE, embedded_data
+from megatron_lite.data.sources import sources_of
 from megatron_lite.data.tokenizers import load_tokenizer
 from megatron_lite.utils.errors import DataError
 
@@ -28,10 +29,11 @@ def prepare_data(config: Config) -> Config:
     """
     data = config.data
     names_tokenizer = data.vocab_file is not None or data.tokenizer_type in NEEDS_NO_FILE
-    names_data = bool(data.data_path or data.train_data_paths)
+    prefixes = [source.prefix for source in sources_of(data, "train")]
+    names_data = bool(prefixes)
     if names_data and not names_tokenizer:
         raise DataError(
-            f"the configuration names data ({data.data_path or ', '.join(data.train_data_paths or [])}) "
+            f"the configuration names data ({', '.join(prefixes)}) "
             "but no vocabulary: give vocab_file and tokenizer_type, those the data was made with"
         )
     if not names_data and (data.valid_data_paths or data.test_data_paths):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from megatron_lite.data.blend import Blend
 from megatron_lite.data.indexed import IndexedDataset
-from megatron_lite.data.permutation import KeyedPermutation
-from megatron_lite.utils.errors import DataError
-from megatron_lite.utils.seeds import derive_seed
+from megatron_lite.data.permutation import CHUNK_BYTES, Epochs
+from megatron_lite.data.stretch import Stretch
 
 
 class Dataset(Protocol):
@@ -53,60 +50,39 @@ class WindowDataset:
         seed: int,
         split: str,
     ) -> None:
-        first, last = documents
         self.seq_length = seq_length
-        self._corpus = corpus
-        self._vocab_size = vocab_size
-        self._seed = seed
-        self._start = corpus.token_start(first)
-        self.tokens = corpus.token_start(last) - self._start
-        self.samples_per_epoch = max(0, self.tokens - 1) // seq_length
-        if self.samples_per_epoch == 0:
-            raise DataError(
-                f"the {split} split of {corpus.prefix} has {last - first} of {corpus.document_count} "
-                f"documents and {self.tokens} tokens, fewer than one sample of seq_length + 1 = "
-                f"{seq_length + 1}: give it more text, a larger share (split), or shorten seq_length"
-            )
-        self._epoch = -1
-        self._order = KeyedPermutation(1, 0)
+        self._stretch = Stretch(corpus, documents, vocab_size, split)
+        self._stretch.require(seq_length + 1, "one sample of seq_length + 1")
+        self.tokens = self._stretch.tokens
+        self.samples_per_epoch = (self.tokens - 1) // seq_length
+        chunk = max(1, CHUNK_BYTES // (seq_length * self._stretch.bytes_per_token))
+        self._order = Epochs(self.samples_per_epoch, chunk, seed)
 
     def __getitem__(self, sample: int) -> np.ndarray:
         """Sample ``sample`` ≥ 0, counted through the epochs: int64 [seq_length + 1]."""
-        epoch, position = divmod(sample, self.samples_per_epoch)
-        if epoch != self._epoch:
-            self._order = KeyedPermutation(self.samples_per_epoch, derive_seed(self._seed, "epoch", epoch))
-            self._epoch = epoch
-        start = self._start + self._order(position) * self.seq_length
-        window = self._corpus.tokens[start : start + self.seq_length + 1].astype(np.int64)
-        if window.max() >= self._vocab_size or window.min() < 0:
-            self._refuse(window)
-        return window
-
-    def _refuse(self, window: np.ndarray) -> None:
-        wrong = window[(window >= self._vocab_size) | (window < 0)][0]
-        raise DataError(
-            f"{self._corpus.bin_path} holds the token id {wrong}, outside the vocabulary of "
-            f"{self._vocab_size}: train with the tokenizer that made this file, or preprocess the text "
-            "with the run's tokenizer"
-        )
+        start = self._order(sample) * self.seq_length
+        self._stretch.announce(start)
+        return self._stretch.read(start, start + self.seq_length + 1)
 
 
-class BlendedDataset:
-    """Several datasets mixed in proportion to weights; see :mod:`megatron_lite.data.blend`.
+class ChunkDataset:
+    """GPT-Neo's ``chunks``: records of seq_length + 1 tokens, one after another, in the order of the file.
 
-    Attributes:
-        samples_per_epoch: the parts' windows together (a part with a high weight begins again earlier).
-        tokens: the parts' tokens together.
+    Nothing is shuffled; every epoch is the same. The attributes and errors are those of
+    :class:`WindowDataset`.
     """
 
-    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float]) -> None:
-        assert len(parts) == len(weights), "one weight a dataset"
-        self.parts = parts
-        self.samples_per_epoch = sum(part.samples_per_epoch for part in parts)
-        self.tokens = sum(part.tokens for part in parts)
-        self._blend = Blend(weights)
+    def __init__(
+        self, corpus: IndexedDataset, documents: tuple[int, int], seq_length: int, vocab_size: int, split: str
+    ) -> None:
+        self._length = seq_length + 1
+        self._stretch = Stretch(corpus, documents, vocab_size, split)
+        self._stretch.require(self._length, "one sample of seq_length + 1")
+        self.tokens = self._stretch.tokens
+        self.samples_per_epoch = self.tokens // self._length
 
     def __getitem__(self, sample: int) -> np.ndarray:
-        """Sample ``sample`` ≥ 0: int64 [seq_length + 1]."""
-        part, index = self._blend.locate(sample)
-        return self.parts[part][index]
+        """Sample ``sample`` ≥ 0, counted through the epochs: int64 [seq_length + 1]."""
+        start = sample % self.samples_per_epoch * self._length
+        self._stretch.announce(start)
+        return self._stretch.read(start, start + self._length)

@@ -13,10 +13,13 @@ from megatron_lite.config.cli import COMMAND_VARIABLE, add_config_arguments, con
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.embedded import VOCAB_SIZE
 from megatron_lite.data.prepare import prepare_data
+from megatron_lite.data.sources import sources_of
 from megatron_lite.launcher.local import start_ranks
 from megatron_lite.launcher.multinode import start_on_hosts
+from megatron_lite.launcher.placement import tell_of_torn_groups
 from megatron_lite.launcher.plan import check_fits, run_summary, tokens_line
 from megatron_lite.launcher.resources import Resources, find_resources, launcher_keys
+from megatron_lite.launcher.torch_build import usable
 from megatron_lite.planner import Machine, this_machine
 from megatron_lite.utils.errors import ConfigError, command_line
 from megatron_lite.utils.log import LOGGER, setup_logging
@@ -41,17 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"there is no script {script}; it is the first argument, for example train.py")
     paths = config_paths(options.config_files, options.conf_dir)
     overrides = [*options.overrides, *_key_overrides(options)]
-    machine = this_machine()
+    machine = usable(this_machine())
     keys = launcher_keys(paths, overrides)
     resources = find_resources(keys, machine)
     config = load_config(paths, overrides, world_size=resources.ranks)
     if script.name == TRAINING_SCRIPT:
+        tell_of_torn_groups(config, {host: len(slots) for host, slots in resources.hosts.items()})
         print(_plan(config, machine, resources, options.force), flush=True)
     words = [*(str(path) for path in paths), *(["--set", *overrides] if overrides else [])]
     if resources.several:
         return start_on_hosts(keys, resources, str(script), words)
-    environment = _environment(resources, machine)
-    return start_ranks([sys.executable, str(script), *words], resources.ranks, environment)
+    return start_ranks(
+        [sys.executable, str(script), *words],
+        resources.ranks_here,
+        _environment(resources, machine),
+        keys.master_port,
+        resources.pods,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,9 +91,9 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
 
     The memory is checked before the embedded default data is built, which takes minutes the first time.
     """
-    ranks_here = len(next(iter(resources.hosts.values())))
+    ranks_here = resources.ranks_here
     is_checked = not resources.several and not force
-    names_data = config.data.data_path or config.data.train_data_paths
+    names_data = bool(sources_of(config.data, "train"))
     if is_checked and config.model.vocab_size is None and not names_data:
         check_fits(config.with_keys(vocab_size=VOCAB_SIZE), machine, ranks_here)
     config = prepare_data(config)
@@ -104,7 +113,7 @@ def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
     """The environment of this machine's ranks: each its share of the cores, and the chosen GPUs."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", COMMAND_VARIABLE: typed_command()}
     if not machine.gpus and "OMP_NUM_THREADS" not in environment:
-        threads = max(1, machine.cores // resources.ranks)
+        threads = max(1, machine.cores // resources.ranks_here)
         environment["OMP_NUM_THREADS"] = str(threads)
         LOGGER.info("%d threads a rank (set OMP_NUM_THREADS to choose)", threads)
     if machine.gpus and resources.chosen:

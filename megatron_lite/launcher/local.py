@@ -2,7 +2,8 @@
 
 Not DeepSpeed's per-node launcher: that one kills every rank 30 s after a SIGTERM, whether it has saved or
 not, never ends with 0 after a signal, and imports torch twice more before the first rank starts. Several
-machines are the job of DeepSpeed's runner (:mod:`megatron_lite.launcher.multinode`).
+machines are the job of DeepSpeed's runner (:mod:`megatron_lite.launcher.multinode`), or of Kubernetes, which
+starts one launcher in each pod.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
+from megatron_lite.launcher.pods import Pods
+from megatron_lite.utils.errors import ERRORS_VARIABLE, HANG, LOST_RANK, ConfigError
 from megatron_lite.utils.log import LOGGER
 
 POLL_SECONDS = 0.05
@@ -26,53 +31,74 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
 """How long ranks may take to end after another one has died; then they are killed."""
 
+STACK_SECONDS = 0.5
+"""How long a rank that does not end by itself gets to write its Python stacks."""
+
 ADDRESS = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
 FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 """What the ranks get when the launcher gets a signal: a closed terminal asks them to save and end, too."""
 
 
-def start_ranks(command: Sequence[str], count: int, environment: Mapping[str, str]) -> int:
+def start_ranks(
+    command: Sequence[str],
+    count: int,
+    environment: Mapping[str, str],
+    port: int | None = None,
+    pods: Pods | None = None,
+) -> int:
     """Run ``count`` processes of ``command`` as the ranks of one machine; return the exit status of the run.
 
     Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT on top of
-    ``environment``, in a session of its own, so that a terminal's Ctrl-C reaches it once: through us.
+    ``environment``, in a session of its own, so that a terminal's Ctrl-C reaches it once: through us. They
+    meet at ``port`` (None: any free one), or, when this machine is one of ``pods``, where those meet.
 
     Returns 0 when all ranks end with 0, also after a SIGINT or SIGTERM, which are passed on so that the ranks
     can finish their step and save (a second signal kills). When a rank dies, the others are ended within
-    seconds and its status is returned (128 + n for signal n, as shells do).
+    seconds and its status is returned (128 + n for signal n, as shells do); when one hangs, HANG.
+
+    Raises ConfigError when ``port`` is taken.
     """
-    group = _Group()
-    with _reserved_port() as port, group.receiving_signals():
-        try:
-            for rank in range(count):
-                group.start(command, _rank_environment(environment, rank, count, port))
-            return group.wait()
-        finally:
-            group.kill()
-
-
-def _rank_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:
-    return dict(environment) | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": ADDRESS,
-        "MASTER_PORT": str(port),
-    }
+    index, pod_count = (pods.index, pods.count) if pods else (0, 1)
+    with (
+        contextlib.nullcontext((pods.address, pods.port)) if pods else _reserved_address(port) as meeting,
+        tempfile.TemporaryDirectory(prefix="megatron_lite-") as errors,
+    ):
+        group = _Group(index * count, Path(errors))
+        with group.receiving_signals():
+            try:
+                for local_rank in range(count):
+                    variables = {
+                        "RANK": index * count + local_rank,
+                        "LOCAL_RANK": local_rank,
+                        "WORLD_SIZE": pod_count * count,
+                        "LOCAL_WORLD_SIZE": count,
+                        "MASTER_ADDR": meeting[0],
+                        "MASTER_PORT": meeting[1],
+                        ERRORS_VARIABLE: errors,
+                    }
+                    texts = {name: str(value) for name, value in variables.items()}
+                    group.start(command, {**environment, **texts})
+                return group.wait()
+            finally:
+                group.kill()
 
 
 @contextlib.contextmanager
-def _reserved_port() -> Iterator[int]:
-    """A free TCP port that no other program is given while the ranks run.
+def _reserved_address(port: int | None) -> Iterator[tuple[str, int]]:
+    """This machine and ``port``, or any free TCP port that no other program is given while the ranks run.
 
     The socket is bound but does not listen, so rank 0 can still listen there (both set SO_REUSEADDR).
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((ADDRESS, 0))
-        yield holder.getsockname()[1]
+        try:
+            holder.bind((ADDRESS, port or 0))
+        except OSError as error:
+            raise ConfigError(
+                f"master_port {port}: {error.strerror}; leave the key out, and a free port is taken"
+            ) from error
+        yield ADDRESS, holder.getsockname()[1]
 
 
 def _end_with_parent() -> None:
@@ -82,11 +108,18 @@ def _end_with_parent() -> None:
 
 
 class _Group:
-    """The ranks of this machine as processes, in the order of their ranks."""
+    """The ranks of this machine as processes, in the order of their ranks, which begin with ``first``.
 
-    def __init__(self) -> None:
+    ``errors`` is the folder in which a rank leaves the message of its UserError.
+    """
+
+    def __init__(self, first: int, errors: Path) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.signals: list[int] = []
+        self.first = first
+        self.errors = errors
+        self.lost_since: float | None = None
+        self.told: str | None = None
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the next rank. Only the first may read standard input."""
@@ -135,23 +168,60 @@ class _Group:
         while any(process.poll() is None for process in self.processes):
             status = status or self._first_failure()
             if status and deadline == float("inf"):
-                self._send(signal.SIGTERM)
+                if status != HANG:  # those that found it out end by themselves, once all have shown stacks
+                    self._send(signal.SIGTERM)
                 deadline = time.monotonic() + GRACE_SECONDS
             if time.monotonic() > deadline:
+                if status == HANG:
+                    self._ask_for_stacks()
                 self.kill()
             time.sleep(POLL_SECONDS)
-        return status or self._first_failure()
+        status = status or self._first_failure(all_have_ended=True)
+        self._show_other_messages()
+        return status
 
-    def _first_failure(self) -> int:
-        """The exit status of a rank that failed, named in the log; 0 while there is none."""
-        for rank, process in enumerate(self.processes):
-            code = process.poll()
-            if not code:
-                continue
-            how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit status {code}"
-            LOGGER.error("rank %d %s; its message is above", rank, how)
-            return 128 - code if code < 0 else code
-        return 0
+    def _first_failure(self, all_have_ended: bool = False) -> int:
+        """The exit status of the rank that failed first, named in the log; 0 while there is none.
+
+        Of several that have failed since the last look, one that a signal ended: nobody else sends any yet. A
+        rank that has lost another one is not at fault: the other's end may only take longer to be seen.
+        """
+        codes = {rank: process.poll() for rank, process in enumerate(self.processes, self.first)}
+        failed = {rank: code for rank, code in codes.items() if code}
+        at_fault = {rank: code for rank, code in failed.items() if code != LOST_RANK}
+        if failed and not at_fault:
+            self.lost_since = self.lost_since or time.monotonic()
+            if all_have_ended or time.monotonic() > self.lost_since + GRACE_SECONDS:
+                at_fault = failed
+        if not at_fault:
+            return 0
+        rank, code = min(at_fault.items(), key=lambda item: item[1] > 0)
+        message = self._message(rank)
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+        LOGGER.error("rank %d %s", rank, _how_it_ended(code))
+        self.told = message
+        return 128 - code if code < 0 else code
+
+    def _message(self, rank: int) -> str | None:
+        path = self.errors / str(rank)
+        return path.read_text() if path.exists() else None
+
+    def _show_other_messages(self) -> None:
+        """What other ranks had to say for themselves, if it is something else."""
+        for rank, process in enumerate(self.processes, self.first):
+            message = self._message(rank)
+            if message and message != self.told and process.returncode != LOST_RANK:
+                print(f"error: [rank {rank}] {message}", file=sys.stderr)
+
+    def _ask_for_stacks(self) -> None:
+        """Let each rank that still runs show its Python stacks: C code does it, whatever Python waits for."""
+        for rank, process in enumerate(self.processes, self.first):
+            if process.poll() is None:
+                LOGGER.error("rank %d shows no stacks by itself:", rank)
+                process.send_signal(signal.SIGUSR1)
+                process.send_signal(signal.SIGCONT)  # in case it was stopped
+                time.sleep(STACK_SECONDS)
 
     def kill(self) -> None:
         """Kill every rank that still runs, with all that it started, and wait for the end."""
@@ -161,6 +231,15 @@ class _Group:
                     os.killpg(process.pid, signal.SIGKILL)
         for process in self.processes:
             process.wait()
+
+
+def _how_it_ended(code: int) -> str:
+    if code == HANG:
+        return f"ended with exit status {code}: a rank hangs; every rank shows where it stands"
+    if code > 0:
+        return f"ended with exit status {code}; its message is above"
+    hint = " (the system does that when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"was ended by {_signal_name(-code)}{hint}"
 
 
 def _signal_name(number: int) -> str:

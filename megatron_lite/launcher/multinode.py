@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import ConfigError
 
@@ -21,7 +22,7 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     from deepspeed.launcher import runner
 
     # Launchers that hand on the environment (SLURM's srun) tell the ranks so where they meet.
-    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(keys.master_port))
+    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
     try:
         runner.main(runner_arguments(keys, resources, script, arguments))
     except SystemExit as ending:
@@ -46,7 +47,7 @@ def runner_arguments(
         "exclude": keys.exclude,
         "num_nodes": keys.num_nodes if keys.num_nodes > 0 else None,
         "num_gpus": keys.num_gpus,
-        "master_port": keys.master_port,
+        "master_port": _port(keys),
         "master_addr": keys.master_addr if keys.launcher == "pdsh" else _meeting_host(keys, resources),
         "launcher": keys.launcher,
         "launcher_args": _launcher_arguments(keys, resources) or None,
@@ -62,13 +63,17 @@ def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
     return keys.master_addr or next(iter(resources.hosts))
 
 
+def _port(keys: LauncherSection) -> int:
+    return keys.master_port or DEFAULT_PORT
+
+
 def _launcher_arguments(keys: LauncherSection, resources: Resources) -> str:
     """``launcher_args`` and what this launcher needs beside what DeepSpeed gives it, in one string."""
     words = [keys.launcher_args] if keys.launcher_args else []
     flag = {"openmpi": "-x", "mvapich": "-env"}.get(keys.launcher)
     if flag is not None:
         host = _meeting_host(keys, resources)
-        words += [f"{flag} MASTER_ADDR={host}", f"{flag} MASTER_PORT={keys.master_port}"]
+        words += [f"{flag} MASTER_ADDR={host}", f"{flag} MASTER_PORT={_port(keys)}"]
     if keys.launcher == "slurm":
         words += [f"--{key}={shlex.quote(value)}" for key, value in _slurm_options(keys) if value]
     return " ".join(words)

@@ -11,6 +11,7 @@ from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.merge import merge
 from megatron_lite.config.reader import read_file, read_override
 from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher.pods import Pods, pods_from_environment
 from megatron_lite.planner import Machine
 from megatron_lite.utils.errors import ConfigError
 
@@ -29,17 +30,24 @@ class Resources:
         hostfile: the file that named the hosts; None when only this machine takes part.
         several: whether DeepSpeed's runner is needed to reach them.
         chosen: whether the slots were picked by name, so that the ranks must be shown these and no others.
+        pods: the Kubernetes job whose pods the hosts are, each with a launcher of its own; None otherwise.
     """
 
     hosts: Mapping[str, Sequence[int]]
     hostfile: Path | None
     several: bool
     chosen: bool
+    pods: Pods | None = None
 
     @property
     def ranks(self) -> int:
         """Ranks of the whole run."""
         return sum(len(slots) for slots in self.hosts.values())
+
+    @property
+    def ranks_here(self) -> int:
+        """Ranks of this machine (of the first host, where this is none of them)."""
+        return len(next(iter(self.hosts.values())))
 
 
 def launcher_keys(paths: Sequence[Path], overrides: Sequence[str]) -> LauncherSection:
@@ -56,18 +64,21 @@ def launcher_keys(paths: Sequence[Path], overrides: Sequence[str]) -> LauncherSe
 
 
 def find_resources(keys: LauncherSection, machine: Machine) -> Resources:
-    """Where the run of ``keys`` happens: the hosts of its hostfile, or this ``machine``.
+    """Where the run of ``keys`` happens: the hosts of its hostfile, a job's pods, or this ``machine``.
 
     Raises ConfigError when the hostfile is missing or wrong, or asks for what is not there.
     """
     hostfile = _hostfile(keys)
+    pods = pods_from_environment(os.environ) if hostfile is None else None
+    if pods is not None:
+        return _in_pods(pods, keys, machine)
     if hostfile is None:
         if keys.num_nodes > 1 or keys.force_multi:
             key = "force_multi" if keys.force_multi else f"num_nodes {keys.num_nodes}"
             raise ConfigError(f"{key} needs other hosts: name a hostfile (key hostfile, or -H)")
         if not (keys.include or keys.exclude):
             return Resources(
-                {LOCALHOST: range(_local_ranks(keys, machine))}, None, several=False, chosen=False
+                {LOCALHOST: range(_local_ranks(keys.num_gpus, machine))}, None, several=False, chosen=False
             )
     hosts = _filtered_hosts(keys, hostfile, machine)
     if not hosts:
@@ -86,11 +97,23 @@ def _hostfile(keys: LauncherSection) -> Path | None:
     return path if path.is_file() else None
 
 
-def _local_ranks(keys: LauncherSection, machine: Machine) -> int:
-    """The key ``num_gpus``, else the number of GPUs, else 1."""
-    if machine.gpus and keys.num_gpus is not None and keys.num_gpus > len(machine.gpus):
-        raise ConfigError(f"num_gpus is {keys.num_gpus}, but {len(machine.gpus)} GPUs are visible here")
-    return keys.num_gpus or len(machine.gpus) or 1
+def _in_pods(pods: Pods, keys: LauncherSection, machine: Machine) -> Resources:
+    """The same number of ranks in each of ``pods``: the key ``num_gpus``, else what the job says."""
+    if keys.include or keys.exclude or keys.force_multi or keys.num_nodes not in (-1, pods.count):
+        raise ConfigError(
+            f"the environment describes a job of {pods.count} pods, all of which take part: "
+            "leave out include, exclude, num_nodes and force_multi"
+        )
+    slots = range(_local_ranks(keys.num_gpus or pods.ranks_each, machine))
+    hosts = {f"pod {index}": slots for index in range(pods.count)}
+    return Resources(hosts, None, several=False, chosen=False, pods=pods)
+
+
+def _local_ranks(wanted: int | None, machine: Machine) -> int:
+    """The key ``num_gpus``, if it is given, else the number of GPUs, else 1."""
+    if machine.gpus and wanted is not None and wanted > len(machine.gpus):
+        raise ConfigError(f"num_gpus is {wanted}, but {len(machine.gpus)} GPUs are visible here")
+    return wanted or len(machine.gpus) or 1
 
 
 def _filtered_hosts(
@@ -108,7 +131,11 @@ def _filtered_hosts(
             "include and exclude already say which slots to use: leave out num_nodes and num_gpus"
         )
     try:
-        pool = runner.fetch_hostfile(str(hostfile)) if hostfile else {LOCALHOST: _local_ranks(keys, machine)}
+        pool = (
+            runner.fetch_hostfile(str(hostfile))
+            if hostfile
+            else {LOCALHOST: _local_ranks(keys.num_gpus, machine)}
+        )
         hosts = runner.parse_inclusion_exclusion(pool, keys.include or "", keys.exclude or "")
     except ValueError as error:
         raise ConfigError(f"{hostfile or 'this machine'}: {error}") from error

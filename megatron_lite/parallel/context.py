@@ -20,6 +20,7 @@ from megatron_lite.config.placement import (
     groups_along,
 )
 from megatron_lite.config.sections.parallel import ParallelSection
+from megatron_lite.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -107,32 +108,57 @@ class ParallelContext:
             dist.barrier()
 
 
-# Who sets which variables: torchrun, deepspeed and our launcher; SLURM's srun; the mpirun of OpenMPI and of
-# MVAPICH; Hydra, which starts MPICH's and Intel's.
+# Who sets which variables (rank, ranks, rank on its machine, ranks there): torchrun, deepspeed and our
+# launcher; SLURM's srun; the mpirun of OpenMPI and of MVAPICH; Hydra, which starts MPICH's and Intel's;
+# Kubernetes with one process in each pod: Kubeflow's torchrun variables, or an Indexed Job.
 LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PET_NODE_RANK", "PET_NNODES", "", ""),
+    ("NODE_RANK", "NNODES", "", ""),
+    ("JOB_COMPLETION_INDEX", "NNODES", "", ""),
+    ("JOB_COMPLETION_INDEX", "WORLD_SIZE", "", ""),
 )
+RANKS_OF_A_POD = "PET_NPROC_PER_NODE"
 
 
 def context_from_environment() -> ParallelContext:
-    """This process as its launcher set it: torchrun's variables, else SLURM's, else an MPI's, else one rank.
+    """This process as its launcher set it: the first of :data:`LAUNCHERS` that did, else the only rank.
 
     Whatever the launcher, RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set in the
-    environment afterwards, since torch and DeepSpeed look there. All ranks are data-parallel ones until
-    :func:`arrange` says otherwise.
+    environment afterwards, since torch and DeepSpeed look there, and LOCAL_WORLD_SIZE if it is known. All
+    ranks are data-parallel ones until :func:`arrange` says otherwise.
+
+    Raises:
+        ConfigError: this is one process of a pod that is to run several ranks.
     """
     environment = os.environ
     started = [names for names in LAUNCHERS if names[0] in environment and names[1] in environment]
     rank, world_size, local_rank = (
-        (int(environment.get(name, 0)) for name in started[0]) if started else (0, 1, 0)
+        (int(environment.get(name, 0)) for name in started[0][:3]) if started else (0, 1, 0)
     )
+    ranks_of_pod = environment.get(RANKS_OF_A_POD, "")
+    if "LOCAL_RANK" not in environment and ranks_of_pod.isdigit() and int(ranks_of_pod) > 1:
+        raise ConfigError(
+            f"this pod is to run {ranks_of_pod} ranks ({RANKS_OF_A_POD}), and train.py is only one: "
+            "start them with `python deepy.py train.py ...` or `torchrun train.py ...`"
+        )
     environment.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
-    environment.setdefault("MASTER_ADDR", _first_host(environment.get("SLURM_JOB_NODELIST", "")))
-    environment.setdefault("MASTER_PORT", "29500")
+    local_size = started[0][3] if started else ""
+    ranks_here = re.match(r"\d+", environment.get(local_size, "") if local_size else "1")
+    if ranks_here:
+        environment["LOCAL_WORLD_SIZE"] = ranks_here[0]
+    first_host = environment.get("PET_MASTER_ADDR") or _first_host(environment.get("SLURM_JOB_NODELIST", ""))
+    environment.setdefault("MASTER_ADDR", first_host)
+    environment.setdefault("MASTER_PORT", environment.get("PET_MASTER_PORT", "29500"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     return ParallelContext(
         rank, world_size, local_rank, device, data=Axis(world_size, rank), replicas=Axis(world_size, rank)
@@ -153,23 +179,30 @@ def arrange(context: ParallelContext, parallel: ParallelSection) -> ParallelCont
             made[str(groups)] = _axis(groups, context.rank)
         return made[str(groups)]
 
+    def own(groups: list[list[int]]) -> Axis:
+        # One of its own, so that its traffic can be told apart from that of replicas.
+        return _axis(groups, context.rank, always_a_group=True)
+
     return replace(
         context,
         pipe=axis(groups_along(sizes, "pipe")),
         data=axis(groups_along(sizes, "data")),
-        context=axis(groups_along(sizes, "context")),
+        context=own(groups_along(sizes, "context")),
         tensor=axis(groups_along(sizes, "tensor")),
         replicas=axis(groups_along(sizes, *REPLICA_AXES)),
-        expert=axis(expert_groups(sizes, experts)),
+        expert=own(expert_groups(sizes, experts)),
         expert_replicas=axis(expert_replica_groups(sizes, experts)),
     )
 
 
-def _axis(groups: list[list[int]], rank: int) -> Axis:
-    """The place of ``rank`` in ``groups``; every rank makes every process group, as torch asks."""
+def _axis(groups: list[list[int]], rank: int, always_a_group: bool = False) -> Axis:
+    """The place of ``rank`` in ``groups``; every rank makes every process group, as torch asks.
+
+    All ranks of the run are torch's default group, unless there must be ``always_a_group`` for several ranks.
+    """
     own = next(group for group in groups if rank in group)
     place = own.index(rank)
-    if len(groups) == 1 or len(own) == 1:
+    if len(own) == 1 or (len(groups) == 1 and not always_a_group):
         return Axis(len(own), place)
     made = [dist.new_group(ranks) for ranks in groups]
     return Axis(len(own), place, made[groups.index(own)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import activation_bytes, element_bytes, logits_bytes
@@ -35,10 +35,12 @@ class MemoryEstimate:
     Attributes:
         device: by part, in the memory of the device that computes (main memory on a CPU).
         host: by part, in main memory because it is offloaded there.
+        disk: by part, in files on NVMe because it is offloaded there.
     """
 
     device: dict[str, int]
     host: dict[str, int]
+    disk: dict[str, int] = field(default_factory=dict)
 
     @property
     def device_total(self) -> int:
@@ -49,6 +51,11 @@ class MemoryEstimate:
     def host_total(self) -> int:
         """Bytes in main memory beside a computing device."""
         return sum(self.host.values())
+
+    @property
+    def disk_total(self) -> int:
+        """Bytes in swap files."""
+        return sum(self.disk.values())
 
 
 def estimate_memory(config: Config, on_gpu: bool = False) -> MemoryEstimate:

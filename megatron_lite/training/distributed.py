@@ -9,40 +9,64 @@ from datetime import timedelta
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.watchdog import LONGER_SECONDS, longest_silence
+from megatron_lite.utils.errors import LostRankError
 
-TIMEOUT = timedelta(minutes=30)
-"""Longest wait in a collective: above any honest one (rank 0 tokenising data, a large checkpoint)."""
+MARGIN_SECONDS = 600.0
+"""How much longer a collective may wait than the watchdog, which shows the stacks of all ranks, lets it."""
+
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+)
+"""How gloo, nccl and torch's store say that the process on the other side is no more."""
 
 
 @contextmanager
-def distributed(context: ParallelContext) -> Iterator[None]:
+def distributed(context: ParallelContext, timeout: float = LONGER_SECONDS) -> Iterator[None]:
     """Within: this rank is in the run's process group (joined here, unless there is one already).
 
     Several ranks meet at MASTER_ADDR:MASTER_PORT. A single rank needs no port, so that two runs on one
-    machine never collide.
+    machine never collide. ``timeout`` is the key ``distributed_timeout``, in seconds: the collectives of all
+    groups, also of those made later, wait longer than the watchdog that it sets.
+
+    Raises:
+        LostRankError: another rank has ended; it, or the launcher, tells why.
     """
     defects.quiet_logs()
     defects.skip_shared_memory_build()
     defects.allow_fp16_on_cpu()
+    limit = timedelta(seconds=longest_silence(timeout) + MARGIN_SECONDS)
+    # Groups made without a limit of their own, as DeepSpeed's are, take these: 10 minutes for nccl otherwise.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     joins = not dist.is_initialized()
-    if joins:
-        _join(context)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=TIMEOUT)
-    yield
-    if joins:
-        dist.barrier()  # no rank closes its sockets while another still talks; after an error nobody waits
-        dist.destroy_process_group()
+    try:
+        if joins:
+            _join(context, limit)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=limit)
+        yield
+        if joins:
+            dist.barrier()  # no rank closes its sockets while another still talks; after an error none waits
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if context.world_size > 1 and any(words in str(error) for words in LOST):
+            raise LostRankError(f"the connection to another rank is lost: it has ended ({error})") from error
+        raise
 
 
-def _join(context: ParallelContext) -> None:
+def _join(context: ParallelContext, limit: timedelta) -> None:
     backend = "gloo"
     if context.device.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(context.device)
     if context.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
     else:
-        dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+        dist.init_process_group(backend, init_method="env://", timeout=limit)

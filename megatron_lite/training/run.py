@@ -26,6 +26,7 @@ from megatron_lite.training.engine import Engine
 from megatron_lite.training.hooks.checkpoints import Checkpoints
 from megatron_lite.training.hooks.evaluation import Evaluation
 from megatron_lite.training.hooks.figures import Figures
+from megatron_lite.training.hooks.heartbeat import Heartbeat
 from megatron_lite.training.hooks.stopping import Stopping
 from megatron_lite.training.loop import run_steps
 from megatron_lite.training.objectives import OBJECTIVES
@@ -33,6 +34,7 @@ from megatron_lite.training.pipeline_engine import PipelineEngine
 from megatron_lite.training.schedule import Schedule
 from megatron_lite.training.stages import PipelinedGPT
 from megatron_lite.training.state import Hook, TrainState
+from megatron_lite.training.watchdog import Watchdog
 from megatron_lite.utils.errors import CheckpointError, ConfigError
 from megatron_lite.utils.files import write_text
 from megatron_lite.utils.log import LOGGER
@@ -59,13 +61,16 @@ def train(config: Config, context: ParallelContext) -> int:
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
     document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
     fetch = partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
-    with distributed(context):
+    limit = config.training.distributed_timeout
+    with distributed(context, limit), Watchdog(context, limit) as watchdog:
+        fetch = watchdog.signing(fetch)
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
         state = begin_from(checkpoint, config, context, engine)
         if context.is_first:
             write_text(config.run_dir / "config.yml", config.to_yaml())
         hooks = make_hooks(config, context, engine, datasets, fetch, tokenizer, state)
+        hooks.insert(0, Heartbeat(watchdog))
         try:
             run_steps(config, context, engine, training_data, fetch, schedule, plan, state, hooks)
         finally:

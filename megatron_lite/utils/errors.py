@@ -7,19 +7,39 @@ without a traceback and exit with :data:`EXIT_CODE`. A broken invariant of our o
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec
+
+from megatron_lite.utils.log import rank_from_environment
 
 EXIT_CODE = 2
 """Exit status of every command that stops on a :class:`UserError` (argparse uses the same)."""
+
+LOST_RANK = 104
+"""Exit status of a rank that cannot go on because another one has ended (the number of ECONNRESET)."""
+
+HANG = 124
+"""Exit status of a rank that has found that some rank hangs (``timeout`` of coreutils uses the same)."""
+
+ERRORS_VARIABLE = "MEGATRON_LITE_ERRORS"
+"""Environment variable by which the launcher names the folder where ranks leave their message, each in a file
+called as its rank. The launcher shows it, once when several ranks say the same."""
+
+TURN_SECONDS = 5.0
+"""How long rank 0 may speak alone under a launcher that is not ours."""
 
 P = ParamSpec("P")
 
 
 class UserError(ValueError):
     """Something the user can put right."""
+
+    exit_code = EXIT_CODE
 
 
 class ConfigError(UserError):
@@ -34,10 +54,16 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or does not fit."""
 
 
+class LostRankError(UserError):
+    """Another rank has ended, and this one cannot go on without it."""
+
+    exit_code = LOST_RANK
+
+
 def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a ``main()`` so that a :class:`UserError`, a full disk or Ctrl-C ends it with one line.
 
-    Returns the exit status: that of ``main``, or :data:`EXIT_CODE`, or 130 after Ctrl-C as shells have it.
+    Returns the exit status: that of ``main``, or the error's, or 130 after Ctrl-C as shells have it.
     """
 
     @wraps(main)
@@ -45,13 +71,30 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(str(error))
+            return error.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return EXIT_CODE
+            _tell(f"{where}{error.strerror or error}")
+            return EXIT_CODE
 
     return run
+
+
+def _tell(message: str) -> None:
+    """Show ``message``, which the other ranks may have in common with this one.
+
+    Our launcher is left to compare them. Another launcher ends all ranks soon after the first that fails:
+    rank 0 speaks at once, and the others, with their rank, only if they are still there some seconds later.
+    """
+    folder, rank = os.environ.get(ERRORS_VARIABLE), rank_from_environment()
+    if folder is not None and Path(folder).is_dir():
+        Path(folder, str(rank)).write_text(message)
+    elif rank == 0:
+        print(f"error: {message}", file=sys.stderr)
+    else:
+        time.sleep(TURN_SECONDS)
+        print(f"error: [rank {rank}] {message}", file=sys.stderr)

@@ -18,7 +18,7 @@ from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSou
 from megatron_lite.data.preprocessing.records import read_texts
 from megatron_lite.data.preprocessing.run import preprocess
 from megatron_lite.data.preprocessing.sources import find_inputs, find_sources
-from megatron_lite.data.tokenizers.fast import FastEncoder
+from megatron_lite.data.tokenizers.fast import FastEncoder, fast_encoder
 from megatron_lite.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,9 +225,22 @@ def test_a_fast_encoder_that_differs_is_stopped(bpe: tokenizers.Tokenizer) -> No
 
     other = json.loads(bpe.to_str())
     other["model"]["merges"] = other["model"]["merges"][:10]
-    encoder = FastEncoder(bpe, gigatoken.Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(other))))
-    with pytest.raises(DataError, match="different ids for text that begins with 'import sys'"):
-        encoder.encode_arrays(["import sys"])
+    fast = gigatoken.Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(other)))
+    for separator in ("<|endoftext|>", None):
+        encoder = FastEncoder(bpe, fast, separator)
+        with pytest.raises(DataError, match="different ids for text that begins with 'import sys'"):
+            encoder.encode_arrays(["import sys"])
+
+
+def test_documents_are_the_same_with_the_separator_in_them(bpe: tokenizers.Tokenizer) -> None:
+    encoder = fast_encoder(bpe, bpe.to_str(), "<|endoftext|>")
+    assert encoder is not None
+    assert encoder._separator is not None
+    for texts in (["a b", "", " c\n", "\n", "", "é"], ["a", "b<|endoftext|>", "<|endoftext|>", "", " c"], [""]):
+        ids, lengths = encoder.encode_arrays(texts)
+        expected = [bpe.encode(text).ids for text in texts]
+        assert lengths.tolist() == list(map(len, expected))
+        assert ids.tolist() == [index for document in expected for index in document]
 
 
 def test_the_command_line(tmp_path: Path, bpe_file: Path, bpe: tokenizers.Tokenizer) -> None:

@@ -83,6 +83,13 @@ def test_the_runs_keys_say_where_prompts_come_from(
     lines = zip(("one", "one", "two", "two"), texts, strict=True)
     assert capsys.readouterr().out == "".join(f"{prompt}{text}\n---\n" for prompt, text in lines)
 
+    written = tmp_path / "samples.jsonl"
+    keys = {"sample_input_file": str(prompts), "sample_output_file": str(written), "maximum_tokens": 5}
+    make_checkpoint(tmp_path / "written", **keys, **NEOX)
+    assert run("generate", tmp_path / "written") == 0
+    assert [json.loads(line)["text"] for line in written.read_text().splitlines()] == texts[::2]
+    capsys.readouterr()
+
     make_checkpoint(tmp_path / "person", text_gen_type="interactive", maximum_tokens=5, **NEOX)
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
     assert run("generate", tmp_path / "person") == 0

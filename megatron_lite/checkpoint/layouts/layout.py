@@ -8,7 +8,8 @@ for that tensor has the same shape, so the same parts locate the state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,15 @@ class Holder:
         if self.optimizer is None or self.tensor not in self.optimizer.state:
             return {}
         return self.optimizer.state[self.tensor]
+
+    def set_number(self, kind: str, value: int | float) -> None:
+        """Set a Python number of the optimizer's state."""
+        self.state[kind] = value
+
+    @contextmanager
+    def in_memory(self) -> Iterator[torch.Tensor]:
+        """Within: the optimizer may step. Yields the tensor under which it keeps the state."""
+        yield self.tensor
 
 
 @dataclass(frozen=True)

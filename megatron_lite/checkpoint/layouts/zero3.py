@@ -5,38 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, part_of
-from megatron_lite.utils.errors import CheckpointError
+from megatron_lite.checkpoint.layouts.swapped import SwappedHolder, parameter_slice, swapped_holder
 
 
 def stage3(wrapper: Any) -> Layout:
-    """``DeepSpeedZeroOptimizer_Stage3``: parameters and optimizer in device or CPU memory.
-
-    Raises:
-        CheckpointError: optimizer or parameters are offloaded to NVMe, or the optimizer only in part.
-    """
-    if wrapper.swap_optimizer or wrapper.params_in_nvme_and_cpu:
-        raise CheckpointError(
-            "checkpoints of a run that offloads to NVMe are not supported; offload to cpu (the key device of "
-            "zero_optimization's offload_optimizer and offload_param)"
-        )
-    if wrapper.offload_optimizer and wrapper.partial_offload != 1.0:
-        raise CheckpointError(
-            "checkpoints of a run that offloads a part of the optimizer are not supported; remove "
-            "zero_optimization: offload_optimizer: ratio"
-        )
-    holders = []
+    """``DeepSpeedZeroOptimizer_Stage3``: parameters and optimizer on the device, in CPU memory or on NVMe."""
+    holders: list[Holder] = []
     for sub_group, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
         parts, offset = [], 0
         for parameter in wrapper.fp16_groups[sub_group]:
             parts.extend(_part(parameter, offset))
             offset += parameter.partition_numel()
-        group = wrapper.sub_group_to_group_id[sub_group]
-        holders.append(Holder(flat, tuple(parts), False, wrapper.optimizer, group))
+        if wrapper._swappable_optimizer_subgroup(sub_group):
+            holders.append(swapped_holder(wrapper, sub_group, tuple(parts)))
+        else:
+            group = wrapper.sub_group_to_group_id[sub_group]
+            holders.append(Holder(flat, tuple(parts), False, wrapper.optimizer, group))
 
     def refresh() -> None:
         wrapper.checkpoint_event_prologue()  # small parameters stay gathered between steps: let go of them
-        for sub_group in range(len(wrapper.fp16_groups)):
-            wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
+        for sub_group, holder in enumerate(holders[: len(wrapper.fp16_groups)]):
+            if isinstance(holder, SwappedHolder):
+                holder.refresh_parameters()
+            else:
+                wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
+        wrapper.invalidate_secondary_tensor()  # hpZ's copies within a machine
         wrapper.checkpoint_event_epilogue()  # and gather them again
 
     trained = [parameter for group in wrapper.fp16_groups for parameter in group]
@@ -46,7 +39,7 @@ def stage3(wrapper: Any) -> Layout:
 
 def untrained_partition(parameter: Any) -> Holder:
     """The slice of a frozen parameter."""
-    return Holder(parameter.ds_tensor.data, tuple(_part(parameter, 0)), False)
+    return Holder(parameter_slice(parameter), tuple(_part(parameter, 0)), False)
 
 
 def _part(parameter: Any, offset: int) -> list[Part]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from megatron_lite.config.fields import Bool, NonNegativeFloat, PositiveFloat, Section, Text, derived
+from megatron_lite.config.fields import (
+    Bool,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Text,
+    derived,
+)
+
+SamplingMode = Literal["windows", "chunks", "documents_random", "documents_fixed"]
 
 
 class DataSection(Section):
@@ -26,6 +36,22 @@ class DataSection(Section):
     """How often to draw from each of `valid_data_paths`. None: equally."""
     test_data_weights: list[NonNegativeFloat] | None = None
     """How often to draw from each of `test_data_paths`. None: equally."""
+    datasets: list[tuple[Text, Positive | None, SamplingMode, NonNegativeFloat | None]] | None = None
+    """GPT-Neo's list of the training data, in place of `data_path`: for each its prefix, `stitch`,
+    `sampling_mode` and weight, as `[data/web_text_document, 25, documents_random, 0.7]`. `split` divides
+    each, unless there are `valid_data_paths` or `test_data_paths`."""
+    sampling_mode: SamplingMode = "windows"
+    """How samples are cut. `windows`: all text end to end, cut into windows that are shuffled; GPT-Neo's
+    `chunks`: cut one after another, in the order of the file; `documents_random`, `documents_fixed`: `stitch`
+    shuffled documents joined, of which a random window, or the beginning, is taken."""
+    stitch: Positive = 1
+    """Documents that are joined for a sample of the `documents_` sampling modes."""
+    train_data_weights_schedule: list[tuple[Positive, list[NonNegativeFloat]]] | None = None
+    """Weights of the training data that take the place of earlier ones at given steps, as
+    `[[1000, [0.5, 0.5]], [2000, [0, 1]]]`. Each data set goes on where it was."""
+    data_temperature: PositiveFloat | None = None
+    """T weighs data sets by their weights, or by their tokens if no weights are given, to the power 1/T: 1 in
+    proportion, more draws small ones oftener."""
     weight_by_num_documents: Bool = False
     """Weigh data sets by their number of documents to the power `weighted_sampler_alpha`, not by the weights
     given."""
@@ -37,8 +63,13 @@ class DataSection(Section):
     """Let no token see another document: one ends with each end-of-document token."""
     reset_position_ids: Bool = False
     """Count positions from the beginning of each document. Needs `reset_attention_mask`."""
+    accept_changed_data: Bool = False
+    """Go on from a checkpoint though the data files have changed since it was written."""
     data_cache_dir: Text = derived("$XDG_CACHE_HOME (or ~/.cache) / megatron_lite")
-    """Where the embedded default data is built, once a machine."""
+    """Where the embedded default data is built, once a machine, and where files from object storage are
+    kept."""
+    data_cache_gigabytes: PositiveFloat = 50.0
+    """How much of the `.bin` files from object storage (`s3://`, `gs://`, `http://`) is kept at once."""
     tokenizer_type: Literal[
         "GPT2BPETokenizer",
         "HFTokenizer",

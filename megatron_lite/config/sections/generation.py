@@ -35,8 +35,8 @@ class GenerationSection(Section):
     """What ends a prompt typed in."""
     sample_input_file: Text | None = None
     """One prompt a line."""
-    sample_output_file: Text = "samples.txt"
-    """Where samples are written."""
+    sample_output_file: Text | None = None
+    """Where samples are written, one JSON object a line; without it they are printed."""
     num_samples: Positive = 1
     """Samples without a prompt."""
     recompute: Bool = False

@@ -20,6 +20,7 @@ PASSED = frozenset(
         "compute_grad_norm",
         "load_from_fp32_weights",
         "elastic_checkpoint",
+        "zenflow",
         "sub_group_size",
         "cpu_offload",
         "cpu_offload_param",
@@ -76,14 +77,14 @@ class ZeroBlock(Section):
     nvme_path: FOLDER}` in files (stage 3; needs libaio)."""
     offload_param: Block | None = None
     """Where the parameters are (stage 3): as above. With nvme, `max_in_cpu` of them stay in memory."""
-    zero_hpz_partition_size: Positive = 1
+    zero_hpz_partition_size: Positive | None = None
     """ZeRO++'s hierarchical partitioning (stage 3): so many neighbouring ranks, those of a machine, hold all
     parameters between them a second time, so that the backward gathers within the machine."""
-    zero_quantized_weights: Bool = False
+    zero_quantized_weights: Bool | None = None
     """ZeRO++ (stage 3, GPU only): parameters are gathered in 8 bits, which changes the loss a little."""
-    zero_quantized_gradients: Bool = False
-    """ZeRO++ (stage 3, GPU only): gradients are summed in 4 bits between machines, 8 within, which changes the
-    loss a little."""
+    zero_quantized_gradients: Bool | None = None
+    """ZeRO++ (stage 3, GPU only): gradients are summed in 4 bits between machines and 8 within, which changes
+    the loss a little."""
     overlap_comm: Bool | None = None
     """Reduce gradients while the backward goes on, on an accelerator's second stream; of no effect on a CPU.
     None: DeepSpeed's choice (stage 3 does)."""
@@ -93,8 +94,6 @@ class ZeroBlock(Section):
         for key in self.model_extra or {}:
             if key in REMOVED:
                 raise ValueError(f"DeepSpeed has removed {key}; leave it out")
-            if key == "zenflow":
-                raise ValueError("a run with ZenFlow could not be saved; leave it out")
             if key not in PASSED:
                 near = difflib.get_close_matches(key, [*PASSED, *type(self).model_fields], n=1)
                 raise ValueError(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -102,6 +101,8 @@ class ZeroBlock(Section):
 
     @model_validator(mode="after")
     def _offloads(self) -> ZeroBlock:
+        if (self.model_extra or {}).get("zenflow") is not None:
+            raise ValueError("zenflow: its runs could not be saved; leave it out")
         for name in OFFLOADS:
             block = getattr(self, name) or {}
             device = block.get("device", "none")
@@ -113,8 +114,8 @@ class ZeroBlock(Section):
                 raise ValueError(f"{name}.device nvme needs stage 3, but the stage is {self.stage}")
             if block.get("ratio", 1.0) != 1.0:
                 raise ValueError(
-                    f"{name}.ratio: what DeepSpeed keeps on the GPU would stay at the first learning rate for "
-                    "the whole run; leave it out"
+                    f"{name}.ratio: what DeepSpeed keeps on the GPU would stay at the first learning rate "
+                    "for the whole run; leave it out"
                 )
             if block.get("super_offload"):
                 raise ValueError(f"{name}.super_offload: its runs could not be saved; leave it out")
@@ -123,7 +124,7 @@ class ZeroBlock(Section):
     @model_validator(mode="after")
     def _plus_plus(self) -> ZeroBlock:
         asked = {
-            "zero_hpz_partition_size": self.zero_hpz_partition_size > 1,
+            "zero_hpz_partition_size": (self.zero_hpz_partition_size or 1) > 1,
             "zero_quantized_weights": self.zero_quantized_weights,
             "zero_quantized_gradients": self.zero_quantized_gradients,
         }

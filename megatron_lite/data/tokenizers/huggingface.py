@@ -69,15 +69,19 @@ class HFTokenizer(Tokenizer):
         # Imported when text is encoded in bulk: a training run does not wait for it.
         from megatron_lite.data.tokenizers.fast import fast_encoder
 
-        return fast_encoder(self.library)
+        return fast_encoder(self.library, self._definition, self.eod_token)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The library's text, special tokens included."""
         return self.library.decode(list(ids), skip_special_tokens=False)
 
+    @cached_property
+    def _definition(self) -> str:
+        return self.library.to_str()
+
     def content(self) -> bytes:
         """The tokenizer.json."""
-        return self.library.to_str().encode()
+        return self._definition.encode()
 
     def token_bytes(self) -> np.ndarray:
         """From the spelling of each token in the vocabulary and the kind of decoder. int64 [vocab_size]."""
@@ -91,7 +95,7 @@ class HFTokenizer(Tokenizer):
 
     @cached_property
     def _decoder_kinds(self) -> set[str]:
-        decoder: dict[str, Any] = json.loads(self.library.to_str())["decoder"] or {}
+        decoder: dict[str, Any] = json.loads(self._definition)["decoder"] or {}
         return {decoder.get("type", "")} | {part["type"] for part in decoder.get("decoders", [])}
 
     def save_pretrained(self, folder: Path) -> None:

@@ -1,0 +1,53 @@
+"""Rules about the keys of the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_lite.config.contradiction import Contradiction, Keys
+
+TRAINING_DATA = ("data_path", "train_data_paths", "datasets")
+"""Keys that name the training data: one of them is enough."""
+
+
+def check_data(keys: Keys) -> dict[str, Any]:
+    """Refuse keys of the data that do not agree. Nothing follows from them."""
+    named = [key for key in TRAINING_DATA if keys.get(key)]
+    if len(named) > 1:
+        raise Contradiction(f"{' and '.join(named)} both name the training data: keep one", *named)
+    for split in ("train", "valid", "test"):
+        _check_weights(keys, split)
+    _check_schedule(keys)
+    if keys.get("weight_by_num_documents") and "data_temperature" in keys:
+        raise Contradiction(
+            "weight_by_num_documents and data_temperature both weigh the data sets by size: keep one",
+            "weight_by_num_documents",
+            "data_temperature",
+        )
+    return {}
+
+
+def _check_weights(keys: Keys, split: str) -> None:
+    paths, weights = keys.get(f"{split}_data_paths", []), keys.get(f"{split}_data_weights")
+    if weights is not None and len(weights) != len(paths):
+        raise Contradiction(
+            f"{split}_data_weights has {len(weights)} numbers for {len(paths)} {split}_data_paths",
+            f"{split}_data_weights",
+            f"{split}_data_paths",
+        )
+
+
+def _check_schedule(keys: Keys) -> None:
+    schedule = keys.get("train_data_weights_schedule") or []
+    key = "train_data_weights_schedule"
+    count = len(keys.get("train_data_paths") or keys.get("datasets") or [None])
+    steps = [step for step, _ in schedule]
+    if steps != sorted(set(steps)):
+        raise Contradiction(f"the steps {steps} of {key} do not grow: sort them, each once", key)
+    for step, weights in schedule:
+        if len(weights) != count:
+            raise Contradiction(
+                f"{key} gives {len(weights)} weights at step {step} for {count} training data sets", key
+            )
+        if not any(weights):
+            raise Contradiction(f"{key} gives every data set the weight 0 at step {step}", key)

@@ -1,0 +1,24 @@
+"""Signs of life for the watchdog, around every step."""
+
+from __future__ import annotations
+
+from megatron_lite.training.engine import StepResult
+from megatron_lite.training.state import Hook, TrainState
+from megatron_lite.training.watchdog import Watchdog
+
+
+class Heartbeat(Hook):
+    """Tells ``watchdog`` where the run is. The first hook: what the others do after a step comes after it."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._is_first = True
+
+    def before_step(self, state: TrainState) -> None:
+        """A step begins; the first one compiles and allocates."""
+        self._watchdog.sign(f"step {state.step + 1}", longer=self._is_first)
+        self._is_first = False
+
+    def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
+        """Figures, evaluation, saving follow."""
+        self._watchdog.sign(f"what follows step {state.step}", longer=True)
