@@ -60,7 +60,9 @@ def train(config: Config, context: ParallelContext) -> int:
     tokenizer = load_tokenizer(config.data)
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
     document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
-    fetch = partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
+    fetch: Fetch = partial(
+        micro_batch, device=context.device, masked_token=masked_token, document_end=document_end
+    )
     limit = config.training.distributed_timeout
     with distributed(context, limit), Watchdog(context, limit) as watchdog:
         fetch = watchdog.signing(fetch)
