@@ -13,8 +13,7 @@ from megatron_lite.model.linear import RowLinear
 from megatron_lite.model.norms import head_norm
 from megatron_lite.model.projections import query_key_value
 from megatron_lite.model.rotary import Rotation, rotate
-from megatron_lite.model.tiled import tiled_attention
-from megatron_lite.model.tiles import ring_plan
+from megatron_lite.model.tiled import ring_attention
 from megatron_lite.model.ulysses import own_tokens, whole_sequences
 from megatron_lite.parallel.parameter import ParameterFactory
 
@@ -82,16 +81,13 @@ class Attention(nn.Module):
         window = None if self.window is None or self.window >= length else self.window
         if places is None:
             return run(q, k, v, dropout, window, None)
-        axis, documents = places.context.axis, places.documents
-        if axis.size == 1:
-            return run(q, k, v, dropout, window, documents)
-        if places.context.ring:
-            bounds = documents.bounds if documents else None
-            return tiled_attention(
-                q, k, v, ring_plan(length, axis.size, axis.rank, bounds, window), dropout, axis
-            )
-        whole = whole_sequences(q, k, v, axis)
-        return own_tokens(run(*whole, dropout, window, documents), axis)
+        context = places.context
+        if context.size == 1:
+            return run(q, k, v, dropout, window, places.documents)
+        if context.ring:
+            return ring_attention(q, k, v, dropout, window, places)
+        whole = whole_sequences(q, k, v, context.axis)
+        return own_tokens(run(*whole, dropout, window, places.documents), context.axis)
 
     def _heads(
         self, x: torch.Tensor, rotation: Rotation | None

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 from megatron_lite.model.places import Documents
 from megatron_lite.model.tiled import tiled_attention
-from megatron_lite.model.tiles import whole_plan
 from megatron_lite.utils.errors import ConfigError
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int | None, Documents | None], torch.Tensor]
@@ -52,8 +51,7 @@ def causal_sdpa(
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
-    plan = whole_plan(q.shape[2], documents.bounds if documents else None, window)
-    return tiled_attention(q, k, v, plan, dropout)
+    return tiled_attention(q, k, v, dropout, window, documents)
 
 
 def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ takes the output and the logarithm of the whole softmax.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,30 +67,29 @@ def _mask(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
 
 
-def _cpu_blocks(shape: Shape) -> list[tuple[slice, slice, Shape]]:
-    """The kernel itself knows squares with a diagonal, and rectangles; the rest is cut and masked."""
-    if shape.left is None and (not shape.causal or shape.queries == shape.keys):
-        return [(slice(None), slice(None), shape)]
-    return list(blocks(shape, BLOCK if shape.left is None else max(32, min(BLOCK, shape.left + 1))))
+def _cpu_knows(shape: Shape) -> bool:
+    """Squares with a diagonal and rectangles without a border; the rest is cut and masked."""
+    return shape.left is None and (not shape.causal or shape.queries == shape.keys)
 
 
-def _cpu_mask(shape: Shape, q: Tensor) -> dict[str, Tensor]:
-    is_plain = shape.left is None and (not shape.causal or shape.queries == shape.keys)
-    return {} if is_plain else {"attn_mask": _mask(shape, q.dtype, q.device)}
+def _cpu_blocks(shape: Shape) -> Iterator[tuple[slice, slice, Shape]]:
+    """Few queries where the window is small, since a block has as many keys more as the window."""
+    return blocks(shape, BLOCK if shape.left is None else max(32, min(BLOCK, shape.left + 1)))
 
 
 def _cpu_forward(
     q: Tensor, k: Tensor, v: Tensor, shape: Shape, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Drawn]:
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    found = []
+    if _cpu_knows(shape):
+        return *run(q, k, v, 0.0, shape.causal), 0
+    outs, logs = [], []
     for rows, columns, part in _cpu_blocks(shape):
-        mask = _cpu_mask(part, q)
-        causal = part.causal and not mask
-        found.append(run(q[:, :, rows], k[:, :, columns], v[:, :, columns], 0.0, causal, **mask))
-    if len(found) == 1:
-        return *found[0], 0
-    return torch.cat([out for out, _ in found], 2), torch.cat([log for _, log in found], 2), 0
+        mask = _mask(part, q.dtype, q.device)
+        out, log = run(q[:, :, rows], k[:, :, columns], v[:, :, columns], attn_mask=mask)
+        outs.append(out)
+        logs.append(log)
+    return torch.cat(outs, 2), torch.cat(logs, 2), 0
 
 
 def _cpu_backward(
@@ -98,24 +97,20 @@ def _cpu_backward(
     drawn: Drawn,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    parts = _cpu_blocks(shape)
-    grad_q, grad_k, grad_v = [], None, None
-    for rows, columns, part in parts:
-        mask = _cpu_mask(part, q)
-        causal = part.causal and not mask
+    if _cpu_knows(shape):
+        return run(grad, q, k, v, out, log, 0.0, shape.causal)
+    grad_q = []
+    grad_k, grad_v = (torch.zeros_like(each, dtype=log.dtype) for each in (k, v))
+    for rows, columns, part in _cpu_blocks(shape):
+        own = (each[:, :, rows] for each in (out, log))
+        mask = _mask(part, q.dtype, q.device)
         dq, dk, dv = run(
-            grad[:, :, rows], q[:, :, rows], k[:, :, columns], v[:, :, columns], out[:, :, rows],
-            log[:, :, rows], 0.0, causal, **mask,
+            grad[:, :, rows], q[:, :, rows], k[:, :, columns], v[:, :, columns], *own, 0.0, False,
+            attn_mask=mask,
         )  # fmt: skip
-        if len(parts) == 1:
-            return dq, dk, dv
-        if grad_k is None or grad_v is None:
-            grad_k, grad_v = torch.zeros_like(k, dtype=log.dtype), torch.zeros_like(v, dtype=log.dtype)
         grad_q.append(dq)
         grad_k[:, :, columns] += dk
         grad_v[:, :, columns] += dv
-    assert grad_k is not None
-    assert grad_v is not None
     return torch.cat(grad_q, 2), grad_k, grad_v
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from megatron_lite.model.places import Documents, Places
 from megatron_lite.model.tile_kernels import Drawn, tile_kernel
-from megatron_lite.model.tiles import Step
+from megatron_lite.model.tiles import Step, ring_plan, whole_plan
 from megatron_lite.parallel.collectives import start_message
 from megatron_lite.parallel.context import ALONE, Axis
 from megatron_lite.utils.seeds import derive_seed
@@ -26,17 +27,32 @@ def tiled_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    plan: tuple[Step, ...],
-    dropout: float = 0.0,
-    axis: Axis = ALONE,
+    dropout: float,
+    window: int | None,
+    documents: Documents | None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v over what ``plan`` lets each query see.
+    """softmax(q kᵀ / √d) v over the last ``window`` tokens of each token's document.
 
-    ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` → [b, heads, s, d]. The ranks of ``axis`` call
-    this together. Kept for the backward: these, the output, and a number for each head and query.
+    ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` → [b, heads, s, d]. Kept for the backward:
+    these, the output, and a number for each head and query.
     """
-    seed = int(torch.randint(2**62, ())) if dropout else 0
-    return _TiledAttention.apply(q, k, v, plan, dropout, seed, axis)
+    plan = whole_plan(q.shape[2], documents.bounds if documents else None, window)
+    return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), ALONE)
+
+
+@torch.compiler.disable
+def ring_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, window: int | None, places: Places
+) -> torch.Tensor:
+    """The same by the ranks that share sequences, each with the tokens that ``places.context`` gives it."""
+    axis = places.context.axis
+    bounds = places.documents.bounds if places.documents else None
+    plan = ring_plan(places.length, axis.size, axis.rank, bounds, window)
+    return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), axis)
+
+
+def _seed(dropout: float) -> int:
+    return int(torch.randint(2**62, ())) if dropout else 0
 
 
 class _TiledAttention(torch.autograd.Function):

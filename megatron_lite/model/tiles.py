@@ -80,6 +80,7 @@ class Step:
     sent: slice
 
 
+@lru_cache(maxsize=64)  # all layers of a micro-batch ask for the same few, and ask again when recomputed
 def whole_plan(length: int, bounds: Bounds | None, window: int | None) -> tuple[Step, ...]:
     """The one step of attention over whole sequences; ``bounds`` of their documents, None: one a row."""
     everything = slice(0, length)
@@ -87,7 +88,7 @@ def whole_plan(length: int, bounds: Bounds | None, window: int | None) -> tuple[
     return (Step(tiles, 0, 0, everything, everything),)
 
 
-@lru_cache(maxsize=64)  # all layers of a micro-batch ask for the same few, its backward too
+@lru_cache(maxsize=64)
 def ring_plan(
     length: int, ranks: int, rank: int, bounds: Bounds | None, window: int | None
 ) -> tuple[Step, ...]:

@@ -85,6 +85,7 @@ def scattered_sum(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return x if axis.size == 1 else _ScatteredSum.apply(x, axis)
 
 
+@torch.compiler.disable
 def exchange(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """``x [size, ...]``, part i for rank i, to what each rank i has for this one; gradients go back so."""
     return _Exchange.apply(x, axis)
