@@ -22,6 +22,8 @@ from typing import Any
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks_preload"])
 GRACE = 2.0  # seconds that the surviving ranks get to report their own error once one has failed
+START = 120.0  # seconds that the ranks may take to start, which depends on what else the machine does
+STACK = "(most recent call first)"  # in the first line of what faulthandler writes of a thread
 
 
 def run_ranks(
@@ -35,7 +37,8 @@ def run_ranks(
 
     ``function`` is a module-level function. It finds torch.distributed initialised (gloo) and the usual
     environment (RANK, WORLD_SIZE, LOCAL_RANK). Arguments and results are pickled: return Python numbers, not
-    tensors. Raises AssertionError with every rank's traceback and output if any rank fails or time runs out.
+    tensors. Raises AssertionError with every rank's traceback and output if any rank fails or takes longer
+    than ``timeout`` seconds from the moment on which all have started.
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         folder = Path(scratch)
@@ -48,9 +51,9 @@ def run_ranks(
             sender.close()
             ranks.append((process, receiver))
         try:
-            outcomes = _collect([receiver for _, receiver in ranks], time.monotonic() + timeout)
+            outcomes = _collect([receiver for _, receiver in ranks], timeout)
             if len(outcomes) < world_size and not _errors(outcomes):
-                _dump_stacks(ranks, outcomes)
+                _dump_stacks(ranks, outcomes, folder)
         finally:
             for process, _ in ranks:
                 process.kill()
@@ -60,9 +63,10 @@ def run_ranks(
         raise AssertionError(_report(outcomes, world_size, folder, timeout))
 
 
-def _collect(receivers: list[Connection], deadline: float) -> dict[int, tuple[bool, Any]]:
+def _collect(receivers: list[Connection], timeout: float) -> dict[int, tuple[bool, Any]]:
     """Each rank's (succeeded, value or traceback), until all have spoken, one has failed, or time is up."""
     outcomes: dict[int, tuple[bool, Any]] = {}
+    started, deadline = 0, time.monotonic() + START
     while len(outcomes) < len(receivers):
         pending = [receiver for rank, receiver in enumerate(receivers) if rank not in outcomes]
         ready = wait(pending, timeout=max(0.0, deadline - time.monotonic()))
@@ -71,7 +75,12 @@ def _collect(receivers: list[Connection], deadline: float) -> dict[int, tuple[bo
         for receiver in ready:
             rank = receivers.index(receiver)  # type: ignore[arg-type]
             try:
-                outcomes[rank] = receiver.recv()  # type: ignore[union-attr]
+                message = receiver.recv()  # type: ignore[union-attr]
+                if message is None:
+                    started += 1
+                    deadline = time.monotonic() + (timeout if started == len(receivers) else START)
+                else:
+                    outcomes[rank] = message
             except EOFError:
                 outcomes[rank] = (False, "died without a traceback")
         if _errors(outcomes):
@@ -83,21 +92,31 @@ def _errors(outcomes: dict[int, tuple[bool, Any]]) -> bool:
     return any(not succeeded for succeeded, _ in outcomes.values())
 
 
-def _dump_stacks(ranks: list[tuple[Any, Connection]], outcomes: dict[int, tuple[bool, Any]]) -> None:
-    for rank, (process, _) in enumerate(ranks):
-        if rank not in outcomes and process.is_alive():
-            os.kill(process.pid, signal.SIGUSR1)
-    time.sleep(0.5)
+def _dump_stacks(
+    ranks: list[tuple[Any, Connection]], outcomes: dict[int, tuple[bool, Any]], folder: Path
+) -> None:
+    """Let the ranks that have not spoken write their stacks to their logs, and wait until they have."""
+    asked = [rank for rank, (process, _) in enumerate(ranks) if rank not in outcomes and process.is_alive()]
+    for rank in asked:
+        os.kill(ranks[rank][0].pid, signal.SIGUSR1)
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline and not all(STACK in _log(folder, rank) for rank in asked):
+        time.sleep(0.05)
+    time.sleep(0.2)  # the frames follow the first line at once
 
 
 def _report(outcomes: dict[int, tuple[bool, Any]], world_size: int, folder: Path, timeout: float) -> str:
     parts = []
     for rank in range(world_size):
         succeeded, value = outcomes.get(rank, (False, f"no answer after {timeout:.0f} s"))
-        output = folder / f"rank{rank}.log"
-        log = output.read_text(errors="replace")[-5000:] if output.exists() else ""
+        log = _log(folder, rank)[-5000:]
         parts.append(f"--- rank {rank}: {'finished' if succeeded else value}\n{log}")
     return "\n".join(parts)
+
+
+def _log(folder: Path, rank: int) -> str:
+    path = folder / f"rank{rank}.log"
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _rank_main(
@@ -121,6 +140,7 @@ def _rank_main(
 
         torch.set_num_threads(1)
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+        sender.send(None)  # started
         sender.send((True, function(*args)))
         dist.barrier()  # nobody closes its sockets while another still talks
     except BaseException:

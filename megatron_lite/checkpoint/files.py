@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from megatron_lite.checkpoint.index import FileEntry, Index, tensor_key
+from megatron_lite.checkpoint.index import FileEntry, Index, Piece, read_index, tensor_key
 from megatron_lite.checkpoint.regions import Overlap, Region, blocks, overlap
 from megatron_lite.utils.errors import CheckpointError
 
@@ -152,6 +152,11 @@ class ElementReader:
         self.index = index
         self._open: dict[int, Any] = {}
 
+    @classmethod
+    def of(cls, checkpoint: Path) -> ElementReader:
+        """The reader of ``checkpoint``; :class:`CheckpointError` when its index is not sound."""
+        return cls(checkpoint, read_index(checkpoint))
+
     def read_into(
         self, target: torch.Tensor, name: str, kind: str, start: int, region: Region | None = None
     ) -> None:
@@ -173,9 +178,21 @@ class ElementReader:
                         for each in common:
                             _copy(source, target, each)
 
+    def chunks(self, name: str, kind: str, piece: Piece) -> Iterator[torch.Tensor]:
+        """The elements of a stored piece of a tensor, at most ``CHUNK`` at a time (1-D, in its dtype)."""
+        source = self._slice(piece.file, tensor_key(name, kind, piece.start, piece.stop, piece.region))
+        for start in range(0, piece.stop - piece.start, CHUNK):
+            yield source[start : start + CHUNK]
+
+    def contents(self, file: int) -> dict[str, tuple[str, list[int]]]:
+        """By key, safetensors' name of the dtype and the shape of what is stored in file number ``file``."""
+        opened = self._file(file)
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
+        return {key: (each.get_dtype(), each.get_shape()) for key, each in slices.items()}
+
     def metadata(self, file: int) -> dict[str, str]:
         """The strings stored with file number ``file``."""
-        return self._file(file).metadata()
+        return self._file(file).metadata() or {}
 
     def _slice(self, file: int, key: str) -> Any:
         try:

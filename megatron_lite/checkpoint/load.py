@@ -58,7 +58,7 @@ def load_checkpoint(
     def check() -> tuple[Path, Index, Layout]:
         checkpoint = find_checkpoint(path)
         index = read_index(checkpoint)
-        _check_model(model, index, checkpoint)
+        check_model(model, index, checkpoint)
         for entry in index.files[context.rank :: context.world_size]:
             check_file(checkpoint, entry)
         return checkpoint, index, layout_of(engine)
@@ -90,7 +90,7 @@ def _shapes(engine: Any, context: ParallelContext) -> dict[str, tuple[int, ...]]
     return {name: shape for stage in stages for name, shape in stage.items()}
 
 
-def _check_model(model: dict[str, tuple[int, ...]], index: Index, checkpoint: Path) -> None:
+def check_model(model: dict[str, tuple[int, ...]], index: Index, checkpoint: Path) -> None:
     """Raise unless checkpoint and model have the same parameters with the same shapes."""
     saved = {name: entry.shape for name, entry in index.parameters.items()}
     differences = [
@@ -155,15 +155,15 @@ def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_
 
 
 def _restore_rng(checkpoint: Path, index: Index, context: ParallelContext) -> None:
-    if index.world_size != context.world_size:
-        if context.is_first:
-            LOGGER.info(
-                "%s was written by %d ranks, this run has %d: the random generators start anew",
-                checkpoint,
-                index.world_size,
-                context.world_size,
-            )
-        return
-    own = optimizer_file(checkpoint, context.rank).name
-    number = next(i for i, entry in enumerate(index.files) if entry.name == own)
-    restore_rng_state(ElementReader(checkpoint, index).metadata(number)[RNG_KEY], context.device)
+    """Set this rank's random generators, where as many ranks wrote theirs."""
+    state = None
+    if index.world_size == context.world_size:
+        own = optimizer_file(checkpoint, context.rank).name
+        number = next(i for i, entry in enumerate(index.files) if entry.name == own)
+        state = ElementReader(checkpoint, index).metadata(number).get(RNG_KEY)
+    if state is not None:
+        restore_rng_state(state, context.device)
+    elif context.is_first:
+        LOGGER.info(
+            "%s has no random generators for %d ranks: they start anew", checkpoint, context.world_size
+        )

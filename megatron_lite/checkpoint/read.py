@@ -1,4 +1,4 @@
-"""A checkpoint read without an engine: for export, generation and inspection."""
+"""A checkpoint read without an engine: for export and generation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,12 @@ def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         CheckpointError: missing, incomplete or corrupt.
     """
     checkpoint = find_checkpoint(path)
-    index = read_index(checkpoint)
+    reader = ElementReader.of(checkpoint)
+    index = reader.index
     used = {piece.file for p in index.parameters.values() for piece in p.tensors[WEIGHT].pieces}
     for number in sorted(used):
         check_file(checkpoint, index.files[number])
-    reader = ElementReader(checkpoint, index)
     for name, parameter in index.parameters.items():
         weight = torch.empty(parameter.shape, dtype=torch.float32)
         reader.read_into(weight.view(-1), name, WEIGHT, 0)
         yield name, weight
-
-
-def verify(path: Path) -> None:
-    """Raise :class:`CheckpointError` unless every file is as it was written and every tensor is whole."""
-    checkpoint = find_checkpoint(path)
-    for entry in read_index(checkpoint).files:
-        check_file(checkpoint, entry)

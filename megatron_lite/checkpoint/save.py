@@ -43,8 +43,14 @@ RNG_KEY = "rng"
 
 
 @dataclass(frozen=True)
-class _Written:
-    """What one rank wrote: files; for each piece name, kind, shape, dtype, file number, range, region."""
+class Written:
+    """What one rank wrote.
+
+    Attributes:
+        files: its files.
+        pieces: for each piece name, kind, shape, dtype, number among ``files``, start, stop, region.
+        scalars: by parameter, the numbers of its optimizer state.
+    """
 
     files: list[FileEntry]
     pieces: list[tuple[str, str, tuple[int, ...], str, int, int, int, Region | None]]
@@ -102,7 +108,7 @@ def write_checkpoint(
         everything = gather_on_first(context, written, group)
         on_first_rank(
             context,
-            lambda: publish(temporary, target, _whole_index(snapshot.head, everything), keep_last),
+            lambda: publish(temporary, target, whole_index(snapshot.head, everything), keep_last),
             group,
         )
     finally:
@@ -120,7 +126,7 @@ def make_empty(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext) -> _Written:
+def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext) -> Written:
     """Write this rank's two files: weights, and optimizer state with the random generators."""
     weights = [fragment for fragment in snapshot.fragments if fragment.kind == WEIGHT]
     states = [fragment for fragment in snapshot.fragments if fragment.kind != WEIGHT]
@@ -133,7 +139,7 @@ def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext) -
         for number, group in enumerate((weights, states))
         for f in group
     ]
-    return _Written(files, pieces, snapshot.scalars)
+    return Written(files, pieces, snapshot.scalars)
 
 
 def weights_file(checkpoint: Path, rank: int) -> Path:
@@ -150,7 +156,7 @@ def _items(fragments: list[Fragment]) -> list[Item]:
     return [item_of(tensor_key(f.name, f.kind, *f.owned, f.region), f.owned_data) for f in fragments]
 
 
-def _whole_index(head: Index, everything: list[_Written]) -> Index:
+def whole_index(head: Index, everything: list[Written]) -> Index:
     """``head`` with what every rank wrote."""
     index = replace(head, files=[], parameters={})
     for written in everything:

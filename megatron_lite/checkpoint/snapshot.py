@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -65,9 +66,9 @@ def take_snapshot(
 
 
 def copied(snapshot: Snapshot, device: torch.device) -> Snapshot:
-    """``snapshot`` with copies of its tensors in CPU memory, which training cannot change.
+    """``snapshot`` with copies of all that training may change, the tensors in CPU memory.
 
-    They are pinned where they come from an accelerator, so that all are on their way at the same time; they
+    These are pinned where they come from an accelerator, so that all are on their way at the same time; they
     have arrived when this returns. Costs this rank's share of the checkpoint in CPU memory until they are
     let go.
     """
@@ -76,7 +77,7 @@ def copied(snapshot: Snapshot, device: torch.device) -> Snapshot:
     ]
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
-    return replace(snapshot, fragments=fragments)
+    return replace(snapshot, head=deepcopy(snapshot.head), fragments=fragments)
 
 
 def _copy(data: torch.Tensor) -> torch.Tensor:

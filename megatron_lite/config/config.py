@@ -91,14 +91,18 @@ class Config:
 
 
 def load_config(
-    paths: Sequence[Path | str], overrides: Sequence[str] = (), world_size: int | None = None
+    paths: Sequence[Path | str],
+    overrides: Sequence[str] = (),
+    world_size: int | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Config:
     """The configuration of ``paths``, later ones overriding earlier ones, then of ``key=value`` overrides.
 
-    ``world_size`` is the number of ranks that will run; without it, the key ``world_size``, or 1. Raises
-    :class:`ConfigError`.
+    ``world_size`` is the number of ranks that will run; without it, the key ``world_size``, or 1. The keys of
+    ``base`` come before the first file. Raises :class:`ConfigError`.
     """
-    sources = [read_file(Path(path)) for path in paths] + [[read_override(word)] for word in overrides]
+    sources = [_entries(base or {})]
+    sources += [read_file(Path(path)) for path in paths] + [[read_override(word)] for word in overrides]
     return _resolve(sources, world_size, name=Path(paths[0]).stem if paths else "run")
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lite.data.fingerprint import Fingerprint, fingerprint
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.mixture import Mixture, phase
+from megatron_lite.data.remote import RemoteDataset, is_remote
 from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
 from megatron_lite.data.stitched import StitchedDataset
 from megatron_lite.data.tokenizers import load_tokenizer
@@ -17,6 +20,7 @@ from megatron_lite.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from megatron_lite.config import Config
+    from megatron_lite.config.sections.data import DataSection
 
 EVALUATION_SEED = 0
 """Orders validation and test samples in place of the run's seed: all runs compare on the same text."""
@@ -75,6 +79,14 @@ class Splits:
                 for index in range(min(LOOKED_AT, max(1, dataset.samples_per_epoch))):
                     dataset[index]
 
+    def fingerprints(self) -> dict[str, list[Fingerprint]]:
+        """By split ("train" and "valid"), the fingerprints of the data sets, in their order."""
+        data = self._config.data
+        return {
+            split: [fingerprint(self._corpus(source.prefix)) for source in sources_of(data, split)]
+            for split in ("train", "valid")
+        }
+
     def _open(self, split: str) -> Mixture | None:
         """The mixture of a split; None if it has no data set, or the key ``split`` gives it no share."""
         data = self._config.data
@@ -93,7 +105,7 @@ class Splits:
 
     def _corpus(self, prefix: str) -> IndexedDataset:
         if prefix not in self._corpora:
-            self._corpora[prefix] = IndexedDataset(prefix)
+            self._corpora[prefix] = open_corpus(prefix, self._config.data)
         return self._corpora[prefix]
 
     def _dataset(self, source: Source, corpus: IndexedDataset, split: str, number: int) -> Dataset:
@@ -115,6 +127,14 @@ class Splits:
         return StitchedDataset(
             corpus, documents, length, vocab_size, seed, split, source.stitch, eod_id, is_random
         )
+
+
+def open_corpus(prefix: str, data: DataSection) -> IndexedDataset:
+    """The token files of ``prefix``, a path or a URL. Raises DataError when they are missing or damaged."""
+    if not is_remote(prefix):
+        return IndexedDataset(prefix)
+    cache = Path(data.data_cache_dir).expanduser() / "remote"
+    return RemoteDataset(prefix, cache, int(data.data_cache_gigabytes * 1e9))
 
 
 def open_datasets(config: Config) -> Splits:

@@ -5,14 +5,11 @@ A run that names no data trains on it. Real text of about 30 MB, tokenised once 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer
 from megatron_lite.data.vocabulary import train_byte_level_bpe
 from megatron_lite.utils.errors import DataError
-from megatron_lite.utils.files import fsync_directory
+from megatron_lite.utils.files import fsync_directory, locked
 from megatron_lite.utils.log import LOGGER
 
 VOCAB_SIZE = 8192
@@ -136,11 +133,3 @@ def build(folder: Path, texts: list[str], vocab_size: int, tokenizer: Tokenizer 
         fsync_directory(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the file lock ``path``: one process at a time. The system frees it when the process ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,7 @@ class IndexedDataset:
     """The documents of one ``.bin/.idx`` pair, memory-mapped: opening costs the same for any corpus.
 
     Attributes:
+        name: what the pair is called in messages.
         prefix: path of the pair without its endings.
         dtype: dtype of the tokens on disk.
         lengths: tokens of each sequence, int32 [n].
@@ -82,6 +83,7 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: Path | str) -> None:
+        self.name = str(prefix)
         self.prefix = Path(prefix)
         self.bin_path = bin_path(self.prefix)
         self.idx_path = idx_path(self.prefix)
@@ -91,9 +93,7 @@ class IndexedDataset:
                     f"there is no file {path}: give the path of a .bin/.idx pair without its ending, as "
                     f"tools/preprocess_data.py writes it"
                 )
-        self.dtype, sequences, boundaries = self._read_header()
-        self._map_index(sequences, boundaries)
-        self._check_bin(sequences)
+        self._map()
         self.tokens: np.ndarray = np.asarray(np.memmap(self.bin_path, dtype=self.dtype, mode="r"))
 
     @property
@@ -102,15 +102,37 @@ class IndexedDataset:
         return len(self.documents) - 1
 
     def document(self, index: int) -> np.ndarray:
-        """The tokens of document ``index``, a view into the file, ``dtype``."""
-        return self.tokens[self.token_start(index) : self.token_start(index + 1)]
+        """The tokens of document ``index``, a view into the file, ``dtype``.
+
+        Raises:
+            DataError: the index is damaged there.
+        """
+        start, end = self.token_start(index), self.token_start(index + 1)
+        if end < start:
+            raise self._damaged(index)
+        return self.tokens[start:end]
 
     def token_start(self, document: int) -> int:
-        """Position in ``tokens`` where ``document`` begins; for ``document_count``, where the last ends."""
+        """Position in ``tokens`` where ``document`` begins; for ``document_count``, where the last ends.
+
+        Raises:
+            DataError: the index is damaged there.
+        """
         sequence = int(self.documents[document])
         if sequence == len(self.offsets):
             return len(self.tokens)
-        return int(self.offsets[sequence]) // self.dtype.itemsize
+        start = (
+            int(self.offsets[sequence]) // self.dtype.itemsize if 0 <= sequence < len(self.offsets) else -1
+        )
+        if not 0 <= start <= len(self.tokens):
+            raise self._damaged(document)
+        return start
+
+    def _damaged(self, document: int) -> DataError:
+        return DataError(
+            f"{self.idx_path} is damaged at document {document}: it begins where no token is, or after its "
+            "end; see tools/inspect_data.py, and preprocess the text again"
+        )
 
     def will_read(self, first: int, last: int) -> None:
         """Say that tokens ``first`` … ``last`` (exclusive) are wanted soon: the system reads them in one go,
@@ -120,6 +142,15 @@ class IndexedDataset:
             size = self.dtype.itemsize
             os.posix_fadvise(descriptor, first * size, (last - first) * size, os.POSIX_FADV_WILLNEED)
             os.close(descriptor)
+
+    def _map(self) -> None:
+        """Read the header, map the index, and check both files' sizes against it."""
+        self.dtype, sequences, boundaries = self._read_header()
+        self._map_index(sequences, boundaries)
+        self._check_bin(sequences)
+
+    def _bin_bytes(self) -> int:
+        return self.bin_path.stat().st_size
 
     def _read_header(self) -> tuple[np.dtype, int, int]:
         with open(self.idx_path, "rb") as file:
@@ -166,7 +197,7 @@ class IndexedDataset:
 
     def _check_bin(self, sequences: int) -> None:
         expected = int(self.offsets[-1]) + int(self.lengths[-1]) * self.dtype.itemsize
-        size = self.bin_path.stat().st_size
+        size = self._bin_bytes()
         if size != expected:
             raise DataError(
                 f"{self.bin_path} has {size} bytes where {self.idx_path.name} promises {expected}: it is "
@@ -233,19 +264,58 @@ class IndexedWriter:
 
     def _write_index(self) -> None:
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.empty(0, np.int32)
-        write_index(self._idx_target, self.dtype, lengths)
+        write_index(self._idx_target, self.dtype, [lengths])
 
 
-def write_index(path: Path, dtype: np.dtype, lengths: np.ndarray) -> None:
-    """Write the ``.idx`` of documents of ``lengths`` (int32 [documents]) and tokens of ``dtype``."""
-    count = len(lengths)
+def write_index(
+    path: Path,
+    dtype: np.dtype,
+    lengths: Sequence[np.ndarray],
+    boundaries: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Write the ``.idx`` of tokens of ``dtype``.
+
+    Args:
+        path: the file.
+        dtype: of the tokens.
+        lengths: tokens of each sequence, int32 arrays of any number, end to end (one for each of several
+            corpora, say).
+        boundaries: for each of ``lengths``, the sequence in it at which each of its documents begins, from 0
+            to its length; None: each sequence is a document.
+    """
+    count = sum(map(len, lengths))
+    documents = count if boundaries is None else sum(len(part) - 1 for part in boundaries)
     with open(path, "wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], count, count + 1))
-        file.write(lengths.astype("<i4", copy=False).data)
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], count, documents + 1))
+        for part in lengths:
+            file.write(part.astype("<i4", copy=False).data)
         start = 0
-        for first in range(0, count, POINTER_CHUNK):
-            ends = start + np.cumsum(lengths[first : first + POINTER_CHUNK], dtype=np.int64) * dtype.itemsize
+        for chunk in pieces(lengths):
+            ends = start + np.cumsum(chunk, dtype=np.int64) * dtype.itemsize
             file.write(np.concatenate([[start], ends[:-1]]).astype("<i8").data)
             start = int(ends[-1])
-        for first in range(0, count + 1, POINTER_CHUNK):
-            file.write(np.arange(first, min(first + POINTER_CHUNK, count + 1), dtype="<i8").data)
+        file.write(np.zeros(1, "<i8").data)
+        first = 0
+        for number, part in enumerate(lengths):
+            for begin in range(
+                0, len(part) if boundaries is None else len(boundaries[number]) - 1, POINTER_CHUNK
+            ):
+                if boundaries is None:
+                    chunk = np.arange(begin + 1, min(begin + POINTER_CHUNK, len(part)) + 1)
+                else:
+                    chunk = boundaries[number][begin + 1 : begin + 1 + POINTER_CHUNK]
+                file.write((first + chunk).astype("<i8").data)
+            first += len(part)
+
+
+def pieces(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """``arrays`` in order, in parts of at most :data:`POINTER_CHUNK`."""
+    for whole in arrays:
+        for first in range(0, len(whole), POINTER_CHUNK):
+            yield whole[first : first + POINTER_CHUNK]
+
+
+def numbers(count: int) -> Iterator[np.ndarray]:
+    """1, 2, … ``count``, in parts of at most :data:`POINTER_CHUNK`."""
+    for first in range(0, count, POINTER_CHUNK):
+        yield np.arange(first + 1, min(first + POINTER_CHUNK, count) + 1)

@@ -57,7 +57,7 @@ class StitchedDataset:
         stretch.require(seq_length + 1, "one sample of seq_length + 1")
         if stretch.documents < stitch:
             raise DataError(
-                f"the {split} split of {corpus.prefix} has {stretch.documents} documents, fewer than "
+                f"the {split} split of {corpus.name} has {stretch.documents} documents, fewer than "
                 f"stitch = {stitch} that make a sample: choose a smaller stitch, or give it more text"
             )
         self._length = seq_length + 1

@@ -35,7 +35,7 @@ class Stretch:
         """Raise DataError unless there are ``tokens`` tokens; ``reason`` says in words why so many."""
         if self.tokens < tokens:
             raise DataError(
-                f"the {self._split} split of {self._corpus.prefix} has {self.documents} of "
+                f"the {self._split} split of {self._corpus.name} has {self.documents} of "
                 f"{self._corpus.document_count} documents and {self.tokens} tokens, fewer than {reason} = "
                 f"{tokens}: give it more text, a larger share (split), or shorten seq_length"
             )
@@ -55,7 +55,7 @@ class Stretch:
         if len(tokens) and (tokens.max() >= self._vocab_size or tokens.min() < 0):
             wrong = tokens[(tokens >= self._vocab_size) | (tokens < 0)][0]
             raise DataError(
-                f"{self._corpus.bin_path} holds the token id {wrong}, outside the vocabulary of "
+                f"{self._corpus.name}.bin holds the token id {wrong}, outside the vocabulary of "
                 f"{self._vocab_size}: train with the tokenizer that made this file, or preprocess the text "
                 "with the run's tokenizer"
             )

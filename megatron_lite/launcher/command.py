@@ -112,6 +112,8 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
 def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
     """The environment of this machine's ranks: each its share of the cores, and the chosen GPUs."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", COMMAND_VARIABLE: typed_command()}
+    # When a rank dies, torch's C++ would fill the screens of the others with warnings about sockets.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not machine.gpus and "OMP_NUM_THREADS" not in environment:
         threads = max(1, machine.cores // resources.ranks_here)
         environment["OMP_NUM_THREADS"] = str(threads)

@@ -17,19 +17,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from megatron_lite.launcher.pods import Pods
-from megatron_lite.utils.errors import ERRORS_VARIABLE, HANG, LOST_RANK, ConfigError
+from megatron_lite.utils.errors import ERRORS_VARIABLE, EXIT_CODE, HANG, LOST_RANK, ConfigError
 from megatron_lite.utils.log import LOGGER
 
 POLL_SECONDS = 0.05
 """How often the ranks are looked at; the delay with which an end or a signal is noticed."""
 
+PAUSE_SECONDS = 1.0
+"""How long after the death of a rank the others are asked to end. Most have ended: their connection broke."""
+
 GRACE_SECONDS = 5.0
-"""How long ranks may take to end after another one has died; then they are killed."""
+"""How long ranks may take to end after that, or after one has told of a hang; then they are killed."""
 
 STACK_SECONDS = 0.5
 """How long a rank that does not end by itself gets to write its Python stacks."""
@@ -163,22 +167,25 @@ class _Group:
 
     def wait(self) -> int:
         """Wait until every rank has ended, ending the others when one dies; return the run's exit status."""
-        status = 0
-        deadline = float("inf")
+        status, began = 0, time.monotonic()
+        measures: list[tuple[float, Callable[[], None]]] = []
         while any(process.poll() is None for process in self.processes):
-            status = status or self._first_failure()
-            if status and deadline == float("inf"):
-                if status != HANG:  # those that found it out end by themselves, once all have shown stacks
-                    self._send(signal.SIGTERM)
-                deadline = time.monotonic() + GRACE_SECONDS
-            if time.monotonic() > deadline:
-                if status == HANG:
-                    self._ask_for_stacks()
-                self.kill()
+            if not status:
+                status, began = self._first_failure(), time.monotonic()
+                measures = self._measures(status)
+            while measures and time.monotonic() > began + measures[0][0]:
+                measures.pop(0)[1]()
             time.sleep(POLL_SECONDS)
         status = status or self._first_failure(all_have_ended=True)
         self._show_other_messages()
         return status
+
+    def _measures(self, status: int) -> list[tuple[float, Callable[[], None]]]:
+        """What is done, and when (seconds), with the ranks that go on when one has ended with ``status``."""
+        if status == HANG:  # the others end by themselves, once each has shown its stacks
+            return [(GRACE_SECONDS, self._ask_for_stacks), (GRACE_SECONDS, self.kill)]
+        ask = partial(self._send, signal.SIGTERM)
+        return [(PAUSE_SECONDS, ask), (PAUSE_SECONDS + GRACE_SECONDS, self.kill)] if status else []
 
     def _first_failure(self, all_have_ended: bool = False) -> int:
         """The exit status of the rank that failed first, named in the log; 0 while there is none.
@@ -208,10 +215,10 @@ class _Group:
         return path.read_text() if path.exists() else None
 
     def _show_other_messages(self) -> None:
-        """What other ranks had to say for themselves, if it is something else."""
+        """What others had to say that failed by themselves, if it is something else."""
         for rank, process in enumerate(self.processes, self.first):
             message = self._message(rank)
-            if message and message != self.told and process.returncode != LOST_RANK:
+            if message and message != self.told and process.returncode == EXIT_CODE:
                 print(f"error: [rank {rank}] {message}", file=sys.stderr)
 
     def _ask_for_stacks(self) -> None:

@@ -28,6 +28,8 @@ def run_summary(config: Config, machine: Machine, ranks: int, several_hosts: boo
     memory = [f"{_size(estimate.device_total)} a rank, estimated: {_parts(estimate.device)}"]
     if estimate.host:
         memory.append(f"and in main memory {_size(estimate.host_total)} a rank: {_parts(estimate.host)}")
+    if estimate.disk:
+        memory.append(f"and on NVMe {_size(estimate.disk_total)} a rank: {_parts(estimate.disk)}")
     memory.append("the hosts' memory is not checked" if several_hosts else _use(estimate, machine, ranks))
     kernels = {"attention": _attention_kernel(config, machine)}
     return summary(config, count_parameters(config), kernels, memory)

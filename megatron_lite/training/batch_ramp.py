@@ -7,8 +7,9 @@ position, the tokens seen and the learning rate of any step are known without ru
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from megatron_lite.utils.errors import ConfigError
 
@@ -46,6 +47,23 @@ class BatchPlan:
     def tokens(self, step: int) -> int:
         """Tokens seen before step ``step``."""
         return self.samples(step) * self.seq_length
+
+    def following(self, samples: int, steps: int) -> Iterator[tuple[int, int]]:
+        """(first sample, number of samples) of each of ``steps`` steps, from the one after ``samples`` on."""
+        for _ in range(steps):
+            count = self.batch(samples)
+            yield samples, count
+            samples += count
+
+    def samples_after(self, samples: int, steps: int) -> int:
+        """Samples consumed when ``steps`` more steps have been done after ``samples`` samples."""
+        for stage, end in pairwise(self.stages):
+            in_stage = -(-max(0, end.first_sample - samples) // stage.batch)
+            if steps <= in_stage:
+                return samples + steps * stage.batch
+            samples += in_stage * stage.batch
+            steps -= in_stage
+        return samples + steps * self.stages[-1].batch
 
     def _stage(self, position: int, start: Callable[[Stage], int]) -> Stage:
         return self.stages[bisect_right(self.stages, position, key=start) - 1]

@@ -56,8 +56,9 @@ def distributed(context: ParallelContext, timeout: float = LONGER_SECONDS) -> It
             dist.barrier()  # no rank closes its sockets while another still talks; after an error none waits
             dist.destroy_process_group()
     except RuntimeError as error:
-        if context.world_size > 1 and any(words in str(error) for words in LOST):
-            raise LostRankError(f"the connection to another rank is lost: it has ended ({error})") from error
+        reasons = [words for words in LOST if words in str(error)]
+        if context.world_size > 1 and reasons:
+            raise LostRankError(f"another rank has ended; the connection to it: {reasons[0]}") from error
         raise
 
 

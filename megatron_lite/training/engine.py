@@ -20,7 +20,7 @@ from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
-from megatron_lite.training.shares import Shares
+from megatron_lite.training.sequence_shares import SequenceShares
 from megatron_lite.training.zero import check_zero, zero_settings
 from megatron_lite.utils.log import LOGGER
 
@@ -66,7 +66,7 @@ class Engine:
         check_zero(config, context.device)
         self._objective = objective
         self._context = context
-        self._shares = Shares.of_run(config, context)
+        self._shares = SequenceShares.of_run(config, context)
         self._own_clipping = config.optimizer.gradient_clipping
         settings = engine_settings(config)
         stage = settings["zero_optimization"]["stage"]
@@ -184,8 +184,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     settings["zero_optimization"] = zero
     if stage == 0:
         settings["gradient_clipping"] = 0.0
-    if stage in (1, 2):
-        zero.setdefault("use_multi_rank_bucket_allreduce", False)
+    zero.setdefault("use_multi_rank_bucket_allreduce", False)
     if precision != "fp32":
         settings.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if config.optimizer.type == "muon" and stage > 0:

@@ -18,7 +18,7 @@ from megatron_lite.training.bubble import Bubble
 from megatron_lite.training.engine import Engine, StepResult, counted_tokens, engine_settings
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
-from megatron_lite.training.shares import Shares
+from megatron_lite.training.sequence_shares import SequenceShares
 from megatron_lite.training.stages import PipelinedGPT
 
 
@@ -39,7 +39,7 @@ class PipelineEngine(Engine):
         """Build this rank's stage and wrap it; the arguments are those of :class:`Engine`."""
         self._objective = objective
         self._context = context
-        self._shares = Shares.of_run(config, context)
+        self._shares = SequenceShares.of_run(config, context)
         settings = pipeline_settings(config)
         defects.import_muon(compiled=False)
         model = self._module = build_model(DTYPES[config.precision.precision])
@@ -52,7 +52,7 @@ class PipelineEngine(Engine):
         defects.let_the_loss_scale_rest(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
         interval = config.training.log_interval
-        watched = config.logging.wall_clock_breakdown
+        watched = config.logging.wall_clock_breakdown or config.logging.layout_account
         self._bubble = Bubble(self.deepspeed, context, interval) if watched else None
         self._micro_batch_size = config.batch.train_micro_batch_size_per_gpu
         self._weight: torch.Tensor | float = 1.0

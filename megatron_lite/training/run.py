@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,8 @@ from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
 from megatron_lite.data.batches import Fetch, micro_batch
-from megatron_lite.data.datasets import Splits, open_datasets
+from megatron_lite.data.datasets import open_datasets
+from megatron_lite.data.mixture import Mixture
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.metrics import open_backends
 from megatron_lite.metrics.progress import Progress
@@ -20,13 +22,16 @@ from megatron_lite.model import build_gpt
 from megatron_lite.parallel.context import ParallelContext, arrange
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.parallel.tensor import TensorParallel
-from megatron_lite.training.batch_ramp import plan_batches
+from megatron_lite.training.batch_ramp import BatchPlan, plan_batches
+from megatron_lite.training.data_state import resume_data
 from megatron_lite.training.distributed import distributed
 from megatron_lite.training.engine import Engine
+from megatron_lite.training.hooks.account import LayoutAccount
 from megatron_lite.training.hooks.checkpoints import Checkpoints
 from megatron_lite.training.hooks.evaluation import Evaluation
 from megatron_lite.training.hooks.figures import Figures
 from megatron_lite.training.hooks.heartbeat import Heartbeat
+from megatron_lite.training.hooks.mixture import MixtureReport
 from megatron_lite.training.hooks.stopping import Stopping
 from megatron_lite.training.loop import run_steps
 from megatron_lite.training.objectives import OBJECTIVES
@@ -35,6 +40,7 @@ from megatron_lite.training.schedule import Schedule
 from megatron_lite.training.stages import PipelinedGPT
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.training.watchdog import Watchdog
+from megatron_lite.training.zero import swap_space
 from megatron_lite.utils.errors import CheckpointError, ConfigError
 from megatron_lite.utils.files import write_text
 from megatron_lite.utils.log import LOGGER
@@ -56,7 +62,7 @@ def train(config: Config, context: ParallelContext) -> int:
     schedule = schedule_of(config)
     checkpoint = checkpoint_to_load(config)
     datasets = open_datasets(config)
-    training_data = datasets.train
+    _ = datasets.train  # missing or damaged files are told of before the ranks meet
     tokenizer = load_tokenizer(config.data)
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
     document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
@@ -64,14 +70,18 @@ def train(config: Config, context: ParallelContext) -> int:
         micro_batch, device=context.device, masked_token=masked_token, document_end=document_end
     )
     limit = config.training.distributed_timeout
-    with distributed(context, limit), Watchdog(context, limit) as watchdog:
-        fetch = watchdog.signing(fetch)
+    with distributed(context, limit), swap_space(config, context), Watchdog(context, limit) as watchdog:
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
-        state = begin_from(checkpoint, config, context, engine)
+        state, saved = begin_from(checkpoint, config, context, engine)
+        state.data = resume_data(config, context, datasets, plan, state.step, state.samples, saved)
+        training_data = datasets.train.with_phases(state.data.phases)
         if context.is_first:
             write_text(config.run_dir / "config.yml", config.to_yaml())
-        hooks = make_hooks(config, context, engine, datasets, fetch, tokenizer, state)
+        signing = watchdog.signing(fetch)  # for evaluation; training's batches come from another thread
+        hooks = make_hooks(
+            config, context, engine, plan, training_data, datasets.valid, signing, tokenizer, state
+        )
         hooks.insert(0, Heartbeat(watchdog))
         try:
             run_steps(config, context, engine, training_data, fetch, schedule, plan, state, hooks)
@@ -102,7 +112,9 @@ def make_hooks(
     config: Config,
     context: ParallelContext,
     engine: Engine,
-    datasets: Splits,
+    plan: BatchPlan,
+    data: Mixture,
+    valid: Mixture | None,
     fetch: Fetch,
     tokenizer: Tokenizer,
     state: TrainState,
@@ -110,9 +122,12 @@ def make_hooks(
     """What hangs on the loop, in the order in which it happens after a step."""
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
+    account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
     return [
+        *account,
         Figures(config, context, backends, progress),
-        Evaluation(config, context, engine, datasets.valid, fetch, tokenizer, backends, progress),
+        MixtureReport(config, data, plan, backends, progress),
+        Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
         Checkpoints(config, context, engine),
     ]
@@ -154,10 +169,13 @@ def checkpoint_to_load(config: Config) -> Path | None:
 
 def begin_from(
     checkpoint: Path | None, config: Config, context: ParallelContext, engine: Engine
-) -> TrainState:
-    """Fill ``engine`` from ``checkpoint``; the state to go on from. ``finetune`` takes the weights only."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """Fill ``engine`` from ``checkpoint``. ``finetune`` takes the weights only.
+
+    Returns the state to go on from, and what the checkpoint tells of the data.
+    """
     if checkpoint is None:
-        return TrainState()
+        return TrainState(), {}
     keys = config.checkpoint
     saved = load_checkpoint(
         checkpoint,
@@ -168,9 +186,10 @@ def begin_from(
     )
     if keys.finetune:
         LOGGER.info("weights from %s; beginning at step 0", checkpoint)
-        return TrainState()
+        return TrainState(), {}
     LOGGER.info("going on from %s, after step %d", checkpoint, saved["step"])
-    return TrainState(step=saved["step"], samples=saved["samples"], tokens=saved["tokens"])
+    state = TrainState(step=saved["step"], samples=saved["samples"], tokens=saved["tokens"])
+    return state, saved.get("data", {})
 
 
 def resume_command(config: Config) -> str:

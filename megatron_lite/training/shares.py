@@ -1,49 +1,128 @@
-"""What one of the ranks that share each sequence gets of a micro-batch."""
+"""Which elements each rank of a layout keeps on disk, worked out without starting it.
+
+It follows what DeepSpeed does, so that a rank which loads a checkpoint cut this way reads its own files and
+no others. Nothing depends on it: a checkpoint loads under any layout, however it is cut.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
+from torch import nn
 
+from megatron_lite.checkpoint.fragments import layout_fragments
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, offsets_of, parts_of_flat
+from megatron_lite.checkpoint.rewrite import Span
 from megatron_lite.config import Config
-from megatron_lite.data.batches import Batch
-from megatron_lite.model.places import Places, places_of
-from megatron_lite.parallel.context import ParallelContext
-from megatron_lite.parallel.sequence import ContextParallel
+from megatron_lite.config.placement import (
+    REPLICA_AXES,
+    axis_sizes,
+    expert_groups,
+    expert_replica_groups,
+    groups_along,
+)
+from megatron_lite.config.sections.parallel import ParallelSection
+from megatron_lite.model import build_gpt
+from megatron_lite.model.ends import Head
+from megatron_lite.model.gpt import layer_plans
+from megatron_lite.parallel.context import Axis, ParallelContext
+from megatron_lite.parallel.parameter import DTYPES, ParameterFactory
+from megatron_lite.parallel.tensor import TensorParallel
+from megatron_lite.training.deepspeed_defects import engine_stage
+from megatron_lite.training.optimizers import parameter_groups
+from megatron_lite.training.stages import META, stage_bounds
+
+ALIGNMENT = 2
+"""ZeRO 1 and 2 fill a group up to a multiple of this for each rank (``nccl_start_alignment_factor``)."""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Cuts micro-batches of whole sequences.
-
-    Attributes:
-        context: the ranks that share each sequence.
-        reset_positions: whether positions count from the beginning of each document.
-        device: where the model computes.
-    """
-
-    context: ContextParallel
-    reset_positions: bool
-    device: torch.device
-
-    @classmethod
-    def of_run(cls, config: Config, context: ParallelContext) -> Shares:
-        """As the keys say."""
-        divided = ContextParallel(context.context, config.context_by_ring)
-        return cls(divided, config.data.reset_position_ids, context.device)
-
-    def share(self, batch: Batch) -> Batch:
-        """This rank's tokens of ``batch``, with their labels. ``starts`` stay those of whole sequences."""
-        cut, mask = self.context.share, batch.loss_mask
-        return replace(
-            batch,
-            tokens=cut(batch.tokens),
-            labels=cut(batch.labels),
-            loss_mask=None if mask is None else cut(mask),
+def shares_of(config: Config) -> list[list[Span]]:
+    """By rank, what it stores of the weights; all together cover each parameter exactly once."""
+    models: dict[tuple[int, ...], nn.Module] = {}
+    shares = []
+    for rank in range(config.parallel.world_size):
+        context = place_of(config.parallel, rank)
+        key = (context.pipe.rank, context.tensor.rank, context.expert.rank)
+        if key not in models:
+            models[key] = _model(config, context)
+        layout = Layout(
+            _holders(config, models[key], context), list(models[key].parameters()), None, _nothing
         )
+        fragments = [f for f in layout_fragments(layout, context) if f.owned[0] < f.owned[1]]
+        shares.append([Span(f.name, f.region, *f.owned) for f in fragments])
+    return shares
 
-    def places(self, share: Batch) -> Places | None:
-        """Where the tokens of a :meth:`share` stand, for the model."""
-        length = share.tokens.shape[1] * self.context.size
-        return places_of(share.starts, length, self.device, self.context, self.reset_positions)
+
+def place_of(parallel: ParallelSection, rank: int) -> ParallelContext:
+    """The context of ``rank`` in the layout ``parallel``, without process groups."""
+    sizes, experts = axis_sizes(parallel), parallel.expert_parallel_size
+
+    def axis(groups: list[list[int]]) -> Axis:
+        own = next(group for group in groups if rank in group)
+        return Axis(len(own), own.index(rank))
+
+    return ParallelContext(
+        rank,
+        parallel.world_size,
+        local_rank=0,
+        device=META,
+        pipe=axis(groups_along(sizes, "pipe")),
+        data=axis(groups_along(sizes, "data")),
+        context=axis(groups_along(sizes, "context")),
+        tensor=axis(groups_along(sizes, "tensor")),
+        replicas=axis(groups_along(sizes, *REPLICA_AXES)),
+        expert=axis(expert_groups(sizes, experts)),
+        expert_replicas=axis(expert_replica_groups(sizes, experts)),
+    )
+
+
+def _model(config: Config, context: ParallelContext) -> nn.Module:
+    """The parameters of one rank, in the order in which DeepSpeed meets them, without storage."""
+    tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
+    factory = ParameterFactory(config.training.seed, DTYPES[config.precision.precision], META, tensor=tensor)
+    if context.pipe.size == 1:
+        return build_gpt(config, factory)
+    plans = layer_plans(config.model, factory)
+    bounds = stage_bounds(config.parallel.pipe_partition_method, plans, context.pipe.size)
+    layers = [plan.build() for plan in plans[bounds[context.pipe.rank] : bounds[context.pipe.rank + 1]]]
+    if not config.model.no_weight_tying:
+        # DeepSpeed keeps tied layers apart, before the others; the first stage answers for the matrix.
+        layers.sort(key=lambda layer: not hasattr(layer, "weight"))
+        for layer in layers:
+            if isinstance(layer, Head):
+                layer.weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
+    return nn.ModuleList(layers)
+
+
+def _holders(config: Config, model: nn.Module, context: ParallelContext) -> list[Holder]:
+    """Where the optimizer of ``context``'s rank has the parameters (see ``checkpoint/layouts``)."""
+    stage = engine_stage(config.zero.stage, config.precision.precision)
+    stage = 1 if context.pipe.size > 1 else stage
+    groups = [group["params"] for group in parameter_groups(model, 0.0)]
+    if stage == 0:
+        return [_whole(parameter) for group in groups for parameter in group]
+    if stage == 3:
+        return [_slice(parameter, context.replicas) for group in groups for parameter in group]
+    return [_partition(group, context.replicas) for group in groups]
+
+
+def _whole(parameter: nn.Parameter) -> Holder:
+    return Holder(parameter, parts_of_flat([parameter], [0], 0, parameter.numel()), replicated=True)
+
+
+def _slice(parameter: nn.Parameter, axis: Axis) -> Holder:
+    """ZeRO 3: an equal slice of each parameter."""
+    size = -(-parameter.numel() // axis.size)
+    parts = parts_of_flat([parameter], [0], axis.rank * size, (axis.rank + 1) * size)
+    return Holder(torch.empty(size, device=META), parts, replicated=False)
+
+
+def _partition(group: list[nn.Parameter], axis: Axis) -> Holder:
+    """ZeRO 1 and 2: an equal slice of a group's parameters laid end to end."""
+    unit = ALIGNMENT * axis.size
+    size = -(-sum(parameter.numel() for parameter in group) // unit) * ALIGNMENT
+    parts = parts_of_flat(group, offsets_of(group), axis.rank * size, (axis.rank + 1) * size)
+    return Holder(torch.empty(size, device=META), parts, replicated=False)
+
+
+def _nothing() -> None:
+    """There is no engine whose parameters would be made anew."""

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from megatron_lite.training.data_state import DataState
 from megatron_lite.training.engine import StepResult
 
 
@@ -19,6 +21,7 @@ class TrainState:
         samples: samples consumed, the index of the next training sample.
         tokens: tokens seen.
         stop_reason: set by whoever wants the loop to end after this step.
+        data: which data the samples are drawn from; a checkpoint keeps it.
         aside_seconds: wall time spent on anything but training steps (evaluation, checkpoints).
     """
 
@@ -26,6 +29,7 @@ class TrainState:
     samples: int = 0
     tokens: int = 0
     stop_reason: str | None = None
+    data: DataState | None = None
     aside_seconds: float = field(default=0.0, compare=False)
 
     @contextmanager
@@ -37,9 +41,10 @@ class TrainState:
         finally:
             self.aside_seconds += time.perf_counter() - start
 
-    def to_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
-        return {"step": self.step, "samples": self.samples, "tokens": self.tokens}
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, JSON-able."""
+        counters = {"step": self.step, "samples": self.samples, "tokens": self.tokens}
+        return counters if self.data is None else {**counters, "data": self.data.to_dict(self.samples)}
 
 
 class Hook:

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch.distributed.distributed_c10d import _get_default_store
 
@@ -67,8 +67,9 @@ class Watchdog:
         self._sign = Sign("the start", self._longer)
         self._wake = threading.Event()
         self._alarm: str | None = None
+        store: Any = _get_default_store()
         # A connection of its own: the main thread may be waiting in the other.
-        self._store = _get_default_store().clone() if context.world_size > 1 else None
+        self._store = store.clone() if context.world_size > 1 else None
         jobs = [self._watch] if self._store is None else [self._watch, self._listen]
         self._threads = [threading.Thread(target=job, name=NAME, daemon=True) for job in jobs]
 
@@ -109,7 +110,6 @@ class Watchdog:
             self._end(f"{self._alarm}; this rank is in {seen.doing}")
 
     def _listen(self) -> None:
-        assert self._store is not None
         while not self._wake.wait(self._interval):
             try:
                 if not self._store.check([KEY]):

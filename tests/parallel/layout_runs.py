@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Case:
         load: folder of the checkpoint it begins with.
         saved_at: a step after which it also saves.
         documents: whether several documents stand in a row and do not see each other.
+        counted: whether the bytes that are sent in a step are counted.
     """
 
     name: str
@@ -55,16 +57,21 @@ class Case:
     last: int = 20
     load: str | None = None
     saved_at: int | None = None
+    counted: bool = False
     documents: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss and gradient norm of each step, and the evaluation loss afterwards, as one rank sees them."""
+    """Loss and gradient norm of each step, and the evaluation loss afterwards, as one rank sees them.
+
+    ``traffic`` is the bytes that a rank sends in a step, by kind, mean over the ranks.
+    """
 
     losses: list[float]
     norms: list[float]
     eval_loss: float
+    traffic: dict[str, float] = field(default_factory=dict)
 
 
 def global_batch(step: int, count: int, masked: bool, documents: bool = False) -> Batch:
@@ -93,6 +100,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
     """One rank of ``case``."""
     from megatron_lite.checkpoint import load_checkpoint, save_checkpoint
     from megatron_lite.parallel.context import arrange, context_from_environment
+    from megatron_lite.parallel.traffic import Traffic
     from megatron_lite.training.distributed import distributed
     from megatron_lite.training.run import open_engine
 
@@ -102,6 +110,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
     with distributed(context):
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
+        traffic = Traffic(context)
         if case.load:
             load_checkpoint(folder / case.load, engine.deepspeed, context)
 
@@ -114,7 +123,8 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             count = case.samples[step % len(case.samples)]
             batch = global_batch(step, count, case.masked, case.documents)
             starts = range(context.data_rank * size, count, size * context.data_size)
-            result = engine.train_step([rows(batch, start, size) for start in starts], LR)
+            with traffic if case.counted else nullcontext():
+                result = engine.train_step([rows(batch, start, size) for start in starts], LR)
             losses.append(float(context.sum_over_replicas(result.loss.clone())) / context.replicas.size)
             norms.append(float(result.grad_norm))
             if case.saved_at == step + 1:
@@ -127,7 +137,18 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             totals += torch.stack(engine.eval_loss(batch))
         context.sum_over_replicas(totals)
         engine.deepspeed.destroy()
-    return Outcome(losses, norms, float(totals[0] / totals[1]))
+        sent = mean_by_kind(traffic, case.last - case.first)
+    return Outcome(losses, norms, float(totals[0] / totals[1]), sent)
+
+
+def mean_by_kind(traffic: Any, steps: int) -> dict[str, float]:
+    """Bytes a step of each kind there is, the mean over the ranks."""
+    from megatron_lite.parallel.traffic import KINDS
+
+    sent = torch.tensor([traffic.bytes[kind] for kind in KINDS], dtype=torch.float64)
+    torch.distributed.all_reduce(sent)
+    sent /= steps * torch.distributed.get_world_size()
+    return {kind: size for kind, size in zip(KINDS, sent.tolist(), strict=True) if size}
 
 
 def assert_copies_are_equal(module: torch.nn.Module, context: Any) -> None:

@@ -199,7 +199,10 @@ def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
 
 
 def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
-    """(measured, formula) in percent, of stages that take 40 ms a micro-batch whatever the machine does."""
+    """(measured, formula) in percent, of stages that take 40 ms a micro-batch: the median of five steps.
+
+    A busy machine may hold up some of them.
+    """
     from megatron_lite.parallel.context import arrange, context_from_environment
     from megatron_lite.training.distributed import distributed
     from megatron_lite.training.run import open_engine
@@ -216,11 +219,13 @@ def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
 
         engine.deepspeed.module.forward = slow
         size = SAMPLES // micro_batches
-        for step in range(3):
+        shares = []
+        for step in range(5):
             batch = global_batch(step, SAMPLES, False)
             engine.train_step([rows(batch, start, size) for start in range(0, SAMPLES, size)], 1e-3)
             engine.eval_loss(rows(batch, 0, size))
-        return engine._bubble.shares()
+            shares.append(engine._bubble.shares())
+        return sorted(shares)[2]
 
 
 def test_the_bubble_is_measured() -> None:

@@ -11,14 +11,16 @@ import pytest
 
 from megatron_lite.config.cli import parse_command_line
 from megatron_lite.parallel.context import context_from_environment
+from megatron_lite.utils.errors import ConfigError
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST")
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("SLURM_", "OMPI_", "MV2_", "PMI_", "MPI_", "PET_", "NNODES", "NODE_RANK", "JOB_COMPLETION_INDEX")
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in list(os.environ):
-        if name in NAMES or name.startswith(("SLURM_", "OMPI_", "MV2_", "PMI_", "MPI_")):
+        if name in NAMES or name.startswith(OTHERS):
             monkeypatch.delenv(name)
     for name in NAMES:  # so that what the code sets is undone afterwards
         monkeypatch.setenv(name, "")
@@ -29,11 +31,26 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     "variables",
     [
-        {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
-        {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
-        {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-        {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "8", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
-        {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"},
+        {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+        {
+            "SLURM_PROCID": "3",
+            "SLURM_NTASKS": "8",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_TASKS_PER_NODE": "2(x3),1(x2)",
+        },
+        {
+            "OMPI_COMM_WORLD_RANK": "3",
+            "OMPI_COMM_WORLD_SIZE": "8",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        },
+        {
+            "MV2_COMM_WORLD_RANK": "3",
+            "MV2_COMM_WORLD_SIZE": "8",
+            "MV2_COMM_WORLD_LOCAL_RANK": "1",
+            "MV2_COMM_WORLD_LOCAL_SIZE": "2",
+        },
+        {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
     ],
 )
 def test_launchers(variables: dict[str, str], environment: pytest.MonkeyPatch) -> None:
@@ -43,7 +60,43 @@ def test_launchers(variables: dict[str, str], environment: pytest.MonkeyPatch) -
     assert (context.rank, context.world_size, context.local_rank) == (3, 8, 1)
     assert (context.data_rank, context.data_size) == (3, 8)
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "8", "1"]
+    assert os.environ["LOCAL_WORLD_SIZE"] == "2"
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "job-0", "MASTER_PORT": "4000"},
+        {
+            "PET_NODE_RANK": "3",
+            "PET_NNODES": "8",
+            "PET_NPROC_PER_NODE": "1",
+            "PET_MASTER_ADDR": "job-0",
+            "PET_MASTER_PORT": "4000",
+            "JOB_COMPLETION_INDEX": "3",
+        },
+        {"JOB_COMPLETION_INDEX": "3", "NNODES": "8", "MASTER_ADDR": "job-0", "MASTER_PORT": "4000"},
+        {"JOB_COMPLETION_INDEX": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "job-0", "MASTER_PORT": "4000"},
+        {"NODE_RANK": "3", "NNODES": "8", "MASTER_ADDR": "job-0", "MASTER_PORT": "4000"},
+    ],
+)
+def test_one_process_in_each_pod(variables: dict[str, str], environment: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    context = context_from_environment()
+    assert (context.rank, context.world_size, context.local_rank) == (3, 8, 0)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("job-0", "4000")
+
+
+def test_one_process_of_a_pod_that_is_to_run_several(environment: pytest.MonkeyPatch) -> None:
+    """Kubeflow: WORLD_SIZE counts ranks, RANK counts pods. torchrun and deepy.py set LOCAL_RANK."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "PET_NPROC_PER_NODE": "2"}.items():
+        environment.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"2 ranks \(PET_NPROC_PER_NODE\).*deepy.py"):
+        context_from_environment()
+    environment.setenv("LOCAL_RANK", "1")
+    assert context_from_environment().local_rank == 1
 
 
 def test_one_process_without_a_launcher(environment: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,7 @@ class Journal:
             os.ftruncate(lengths.descriptor, lengths.size)
             index = self.folder / f"{number}.idx"
             array = np.memmap(lengths.path, "<i4", "r") if lengths.size else np.empty(0, "<i4")
-            write_index(index, self._dtype, array)
+            write_index(index, self._dtype, [array])
             checksums = {"bin": tokens.digest.hexdigest(), "idx": file_checksum(index)}
             write_facts(self.folder / f"{number}.json", {**facts[key], "xxh3_128": checksums})
             os.fsync(tokens.descriptor)

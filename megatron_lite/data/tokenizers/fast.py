@@ -109,6 +109,6 @@ def joins(
     probes: Sequence[str],
     ids: Sequence[Sequence[int]],
 ) -> bool:
-    """Whether ``separator`` between texts leaves the ids of each as they are alone (``ids`` of ``probes``)."""
+    """Whether ``separator`` between texts leaves the ids of each as they are alone: ``ids`` of ``probes``."""
     expected = [index for document in ids for index in (*document, library.token_to_id(separator))]
     return fast.encode(separator.join(probes)).tolist() == expected[:-1]

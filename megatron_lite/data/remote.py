@@ -1,0 +1,208 @@
+"""Token files in object storage: ``s3://``, ``gs://``, ``http://`` and what else fsspec knows.
+
+``PREFIX.idx`` is copied whole to ``data_cache_dir``. Of ``PREFIX.bin`` only the blocks that are read are
+fetched; they are kept there as files, up to ``data_cache_gigabytes``, the oldest being deleted first. The
+ranks of a machine share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import fsspec
+import numpy as np
+
+from megatron_lite.data.indexed import IndexedDataset
+from megatron_lite.utils.errors import DataError
+from megatron_lite.utils.files import atomic_path, locked
+
+BLOCK_BYTES = 1 << 20
+"""What is fetched at once: that of a chunk of the shuffle."""
+
+ATTEMPTS = 4
+"""How often a request is made before its failure ends the run; the pauses between are 1, 2 and 4 s."""
+
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "LastModified", "mtime", "created")
+"""What the file systems call that which changes with a file's content."""
+
+R = TypeVar("R")
+
+
+def is_remote(prefix: str) -> bool:
+    """Whether ``prefix`` is a URL and no path."""
+    return "://" in prefix
+
+
+class RemoteDataset(IndexedDataset):
+    """A ``.bin/.idx`` pair under a URL; see :class:`IndexedDataset`.
+
+    Args:
+        url: of the pair, without its endings.
+        cache: the folder where parts of it are kept.
+        cache_bytes: how much of all the remote ``.bin`` files is kept there.
+
+    Raises:
+        DataError: the file system is not installed, a file is missing or cannot be read, or is damaged.
+    """
+
+    def __init__(self, url: str, cache: Path, cache_bytes: int) -> None:
+        self.name = url
+        try:
+            files, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{url} cannot be opened: {error}") from error
+        self._idx_info = _patiently(f"{url}.idx", lambda: files.info(f"{path}.idx"))
+        self._bin_info = _patiently(f"{url}.bin", lambda: files.info(f"{path}.bin"))
+        folder = cache / _identity(url, self._idx_info, self._bin_info)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.prefix = folder / "tokens"
+        self.bin_path, self.idx_path = folder / "tokens.bin", folder / "tokens.idx"
+        with locked(folder / ".lock"):
+            if not self.idx_path.exists():
+                with atomic_path(self.idx_path) as temporary:
+                    _patiently(f"{url}.idx", lambda: files.get_file(f"{path}.idx", str(temporary)))
+        try:
+            self._map()
+        except DataError as error:
+            raise DataError(f"{url}: {error}") from error
+        blocks = BlockCache(files, f"{path}.bin", self._bin_bytes(), folder / "blocks", cache, cache_bytes)
+        self._blocks = blocks
+        # Sliced like the array that it stands for; nothing else is done with it here.
+        self.tokens = cast(np.ndarray, RemoteTokens(blocks, self.dtype))
+
+    def will_read(self, first: int, last: int) -> None:
+        """Fetch what is missing of tokens ``first`` … ``last`` (exclusive), several blocks at once."""
+        size = self.dtype.itemsize
+        self._blocks.fetch(self._blocks.numbers(first * size, last * size))
+
+    def _bin_bytes(self) -> int:
+        return int(self._bin_info["size"])
+
+
+class RemoteTokens:
+    """The tokens of a remote ``.bin`` as a sequence: slices are arrays of ``dtype``."""
+
+    def __init__(self, blocks: BlockCache, dtype: np.dtype) -> None:
+        self._blocks = blocks
+        self._dtype = dtype
+
+    def __len__(self) -> int:
+        return self._blocks.size // self._dtype.itemsize
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(len(self))
+        assert step == 1, "tokens are read in order"
+        size = self._dtype.itemsize
+        return np.frombuffer(self._blocks.read(start * size, stop * size), self._dtype)
+
+
+class BlockCache:
+    """Blocks of one remote file, each a local file.
+
+    Attributes:
+        size: bytes of the remote file.
+    """
+
+    def __init__(
+        self, files: Any, path: str, size: int, folder: Path, shared_folder: Path, limit: int
+    ) -> None:
+        """``files`` is fsspec's file system, ``folder`` for this file's blocks; all blocks below
+        ``shared_folder`` together stay below ``limit`` bytes, or a little more when ranks fetch at once."""
+        self.size = size
+        self._files = files
+        self._path = path
+        self._folder = folder
+        self._shared = shared_folder
+        self._limit = limit
+        self._fetched_since = limit  # look at what there is before the first block is added
+        folder.mkdir(exist_ok=True)
+
+    def numbers(self, start: int, stop: int) -> range:
+        """The blocks that hold bytes ``start`` … ``stop`` (exclusive)."""
+        return range(start // BLOCK_BYTES, -(-min(stop, self.size) // BLOCK_BYTES))
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes ``start`` … ``stop`` (exclusive). Raises DataError when they cannot be fetched."""
+        parts = []
+        for number in self.numbers(start, stop):
+            first = number * BLOCK_BYTES
+            parts.append(self._block(number, max(start - first, 0), min(stop - first, BLOCK_BYTES)))
+        return b"".join(parts)
+
+    def fetch(self, numbers: Iterable[int]) -> None:
+        """Bring those of the blocks that are not here. Raises DataError when one cannot be fetched."""
+        missing = [number for number in numbers if not self._file(number).exists()]
+        if not missing:
+            return
+        starts = [number * BLOCK_BYTES for number in missing]
+        stops = [min(start + BLOCK_BYTES, self.size) for start in starts]
+        blocks = _patiently(
+            self._path, lambda: self._files.cat_ranges([self._path] * len(missing), starts, stops)
+        )
+        self._make_room(sum(map(len, blocks)))
+        for number, start, stop, block in zip(missing, starts, stops, blocks, strict=True):
+            if len(block) != stop - start:
+                raise DataError(f"{self._path} gave {len(block)} bytes of {stop - start}: it has changed")
+            temporary = self._folder / f".{number}.{os.getpid()}.tmp"
+            temporary.write_bytes(block)
+            os.replace(temporary, self._file(number))
+
+    def _block(self, number: int, start: int, stop: int) -> bytes:
+        """Bytes of a block. Another rank may delete it at any moment."""
+        while True:
+            try:
+                with open(self._file(number), "rb") as file:
+                    return os.pread(file.fileno(), stop - start, start)
+            except FileNotFoundError:
+                self.fetch([number])
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:08d}"
+
+    def _make_room(self, size: int) -> None:
+        """Delete the oldest blocks when the limit is near; looked at each time 1/16 of it has been added."""
+        self._fetched_since += size
+        if self._fetched_since * 16 < self._limit:
+            return
+        entries = sorted((*_times(file), file) for file in self._shared.glob("*/blocks/[0-9]*"))
+        surplus = sum(size for _, size, _ in entries) + size - self._limit * 15 // 16
+        for _, bytes_there, file in entries:
+            if surplus <= 0:
+                break
+            file.unlink(missing_ok=True)
+            surplus -= bytes_there
+        self._fetched_since = 0
+
+
+def _times(file: Path) -> tuple[int, int]:
+    """(time of writing, size) of a block; it may just have been deleted."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def _identity(url: str, *infos: dict[str, Any]) -> str:
+    """A name for the present version of the files under ``url``."""
+    facts = [[info["size"], *(str(info[key]) for key in VERSION_FIELDS if key in info)] for info in infos]
+    return hashlib.blake2b(repr([url, facts]).encode(), digest_size=12).hexdigest()
+
+
+def _patiently(what: str, request: Callable[[], R]) -> R:
+    """The result of ``request``, made again after a failure: networks have their moments."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except FileNotFoundError as error:
+            raise DataError(f"there is no file {what}: give the URL of a .bin/.idx pair") from error
+        except Exception as error:  # each file system has its own kinds
+            if attempt == ATTEMPTS - 1:
+                raise DataError(f"{what} cannot be read: {error or type(error).__name__}") from error
+            time.sleep(2**attempt)
+    raise AssertionError("the last attempt returns or raises")

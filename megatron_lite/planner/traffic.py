@@ -1,0 +1,218 @@
+"""How many bytes a rank sends in a step, by kind of parallelism, by formula.
+
+The mean over the ranks, for one optimizer step of ``train_batch_size`` samples, by the convention of
+:mod:`megatron_lite.parallel.traffic`: over n ranks a sum of a tensor sends 2 (n - 1) / n of it, a gather or a
+scattered sum (n - 1) / n of the whole, an all-to-all (n - 1) / n of what a rank has.
+
+Sources: tensor parallelism Shoeybi et al. (arXiv 1909.08053, section 3), its sequence parallelism Korthikanti
+et al. (2205.05198, section 4.2), stages Narayanan et al. (2104.04473, section 3.2), ZeRO Rajbhandari et al.
+(1910.02054, section 7), Ulysses Jacobs et al. (2309.14509, section 3.2), rings Liu et al. (2310.01889,
+section 3), experts Lepikhin et al. (2006.16668, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_lite.config import Config
+from megatron_lite.planner.activations import element_bytes, micro_batch_tokens
+from megatron_lite.planner.parameters import parameters_by_place
+
+FP32 = 4
+
+REUSE_DISTANCE = 1_000_000_000
+"""DeepSpeed's default of ``stage3_max_reuse_distance``, in parameters."""
+
+
+def step_traffic(config: Config, micro_batches: float) -> dict[str, float]:
+    """Bytes that a rank sends in a step, by the names of :class:`megatron_lite.parallel.traffic.Traffic`.
+
+    ``micro_batches`` is how many a rank has in a step: ``gradient_accumulation_steps``, or fewer while
+    ``rampup_batch_size`` grows. ``vocab_size`` must be known. Left out are norms, losses and flags
+    (``control``).
+    """
+    split = config.parallel.sequence_parallel
+    per_micro_batch: dict[str, float] = {
+        "tensor": _loss(config) + _gradient_shares(config) + (0 if split else _sums(config)),
+        "sequence": _slices(config) if split else 0,
+        "pipe": _activations_between_stages(config),
+    }
+    found = {kind: micro_batches * size for kind, size in per_micro_batch.items()}
+    found["pipe"] += _tied_gradients(config)
+    found["data"] = _replicas(config, micro_batches)
+    return {kind: size for kind, size in found.items() if size}
+
+
+def _share(ranks: int) -> float:
+    """Of a whole over so many ranks, what others need of a rank."""
+    return (ranks - 1) / ranks
+
+
+def _stages(config: Config) -> int:
+    return max(config.parallel.pipe_parallel_size, 1)
+
+
+def tokens_of_rank(config: Config) -> float:
+    """Tokens of a micro-batch that one rank has."""
+    return micro_batch_tokens(config) / config.parallel.context_parallel_size
+
+
+def residual_bytes(config: Config) -> float:
+    """Bytes of the residual stream of a micro-batch."""
+    return tokens_of_rank(config) * config.model.hidden_size * element_bytes(config)
+
+
+def _recomputed(config: Config) -> tuple[int, int]:
+    """(blocks run again in the backward, chunks of them); a chunk's end is not computed again."""
+    model = config.model
+    if not model.checkpoint_activations:
+        return 0, 0
+    per_stage = -(-model.num_layers // _stages(config))
+    chunks = -(-per_stage // min(model.checkpoint_num_layers, per_stage)) * _stages(config)
+    return model.num_layers, chunks
+
+
+def _sums(config: Config) -> float:
+    """Without ``sequence_parallel``: sums. A block: 2 forward, 2 backward. The embedding: 1. The head: 1."""
+    again, chunks = _recomputed(config)
+    without_end = chunks if config.model.hidden_dropout == 0 else 0
+    count = 4 * config.model.num_layers + 2 + 2 * again - without_end
+    return 2 * _share(config.parallel.model_parallel_size) * count * residual_bytes(config) / _stages(config)
+
+
+def _slices(config: Config) -> float:
+    """With ``sequence_parallel``: gathers and scattered sums.
+
+    A block: 4 forward, 4 backward, and both matrices' inputs gathered again. The embedding: 2. The head: 3.
+    """
+    again, chunks = _recomputed(config)
+    without_end = chunks if config.model.hidden_dropout == 0 else 0
+    count = 10 * config.model.num_layers + 5 + 4 * again - without_end
+    return _share(config.parallel.model_parallel_size) * count * residual_bytes(config) / _stages(config)
+
+
+def _loss(config: Config) -> float:
+    """The largest logit, the sum of exponentials and the label's logit of every token, in fp32."""
+    tokens = tokens_of_rank(config)
+    return 2 * _share(config.parallel.model_parallel_size) * 3 * FP32 * tokens / _stages(config)
+
+
+def _gradient_shares(config: Config) -> float:
+    """Parameters whose gradient each tensor rank knows a share of, added up in fp32 in every backward."""
+    tensor = config.parallel.model_parallel_size
+    vectors = _Vectors.of(config)
+    count = config.model.num_layers * vectors.of_heads
+    if config.parallel.sequence_parallel:
+        positions = parameters_by_place(config).position_embedding
+        count += config.model.num_layers * vectors.of_layer + vectors.final_norm + positions
+    if config.model.num_kv_heads < tensor:
+        count += config.model.num_layers * _key_value_matrices(config)
+    return 2 * _share(tensor) * FP32 * count / _stages(config)
+
+
+def _key_value_matrices(config: Config) -> int:
+    """Numbers of a layer's key and value projections."""
+    model = config.model
+    inputs = model.hidden_size + int(model.use_bias_in_attn_linear)
+    return 2 * model.num_kv_heads * model.head_size * inputs
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Numbers that every tensor rank has whole.
+
+    Attributes:
+        of_layer: norms of the residual stream and biases that are added to it, of one layer.
+        of_heads: norms of queries and keys of one layer.
+        final_norm: the norm before the head.
+    """
+
+    of_layer: int
+    of_heads: int
+    final_norm: int
+
+    @staticmethod
+    def of(config: Config) -> _Vectors:
+        model, norm = config.model, parameters_by_place(config).final_norm
+        norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
+        biases = model.hidden_size * (model.use_bias_in_attn_linear + model.use_bias_in_mlp)
+        heads = 2 * model.head_size if model.use_qk_layernorm else 0
+        return _Vectors(norms * norm + biases, heads, norm)
+
+
+def _activations_between_stages(config: Config) -> float:
+    """The residual stream forward and its gradient backward over every boundary, mean over the stages."""
+    stages, parallel = _stages(config), config.parallel
+    slices = parallel.model_parallel_size if parallel.sequence_parallel else 1
+    return 2 * _share(stages) * residual_bytes(config) / slices
+
+
+def _tied_gradients(config: Config) -> float:
+    """First and last stage add up their gradients of a tied embedding, once a step, in fp32."""
+    stages = _stages(config)
+    if stages == 1 or config.model.no_weight_tying:
+        return 0.0
+    matrix = parameters_by_place(config).token_embedding / config.parallel.model_parallel_size
+    return 2 * _share(2) * matrix * FP32 * 2 / stages
+
+
+def mean_parameters(config: Config) -> float:
+    """Parameters of a rank before ZeRO divides them, mean over the stages."""
+    count, tensor, stages = parameters_by_place(config), config.parallel.model_parallel_size, _stages(config)
+    vectors = _Vectors.of(config)
+    whole = vectors.of_layer + vectors.of_heads
+    layer = whole + (count.layer - whole) / tensor
+    if config.model.num_kv_heads < tensor:
+        layer += _key_value_matrices(config) * (1 / config.model.num_kv_heads - 1 / tensor)
+    copies = 2 if stages > 1 and not config.model.no_weight_tying else 1
+    ends = (copies * count.token_embedding + count.head) / tensor + count.position_embedding
+    return (count.layers * layer + ends + count.final_norm) / stages
+
+
+def _replicas(config: Config, micro_batches: float) -> float:
+    """Gradients and ZeRO's parameters among the replicas (data and context ranks), a step.
+
+    The units are passes over the parameters: 2 for a sum, 1 for a gather or a sum that ends divided. ZeRO 2
+    and 3 divide the gradients of every micro-batch, as ZeRO 3 gathers parameters for every pass.
+    """
+    replicas = config.parallel.data_parallel_size * config.parallel.context_parallel_size
+    width, numbers = element_bytes(config), mean_parameters(config)
+    sent = {
+        0: 2 * numbers,
+        1: (_reduction(config) + 1) * numbers,
+        2: (_reduction(config) * micro_batches + 1) * numbers,
+        3: micro_batches * (numbers + _gathered(config)),
+    }
+    return _share(replicas) * width * sent[_engine_stage(config)]
+
+
+def _engine_stage(config: Config) -> int:
+    """ZeRO's stage as it runs: 0 with stages or in 16 bits runs as 1."""
+    as_given = _stages(config) == 1 and config.precision.precision == "fp32"
+    return config.zero.stage if as_given else max(1, config.zero.stage)
+
+
+def _reduction(config: Config) -> int:
+    """Passes to leave each replica its part of the gradients' sum: 1, or 2 where DeepSpeed sums them whole.
+
+    It does so in bf16 at stage 1, and where ``reduce_scatter`` is off (Muon needs that) or
+    ``use_multi_rank_bucket_allreduce`` on.
+    """
+    in_buffer = config.precision.precision == "bf16" and _engine_stage(config) == 1
+    block = config.zero.block
+    whole = block.get("use_multi_rank_bucket_allreduce", False) or not block.get("reduce_scatter", True)
+    return 2 if in_buffer or whole or config.optimizer.type == "muon" else 1
+
+
+def _gathered(config: Config) -> float:
+    """Numbers that ZeRO 3 gathers for a micro-batch: all forward and, unless they are kept, all backward.
+
+    It keeps those that the backward needs within ``stage3_max_reuse_distance`` parameters, that is the last
+    half of the distance. A tied matrix that is not kept is gathered at both of its places. Parameters of
+    fewer numbers than ``stage3_param_persistence_threshold`` are kept all the time, and gathered after the
+    update; that is left out here, since in a model worth dividing they are norms and biases.
+    """
+    count, numbers = parameters_by_place(config), mean_parameters(config)
+    tied = 0 if count.head else count.token_embedding / config.parallel.model_parallel_size
+    kept = min(1.0, config.zero.block.get("stage3_max_reuse_distance", REUSE_DISTANCE) / 2 / numbers)
+    return kept * numbers + (1 - kept) * 2 * (numbers + tied)

@@ -1,0 +1,234 @@
+"""The tool shows what is inside, and finds every kind of damage, one sentence each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_lite.checkpoint import verify
+from megatron_lite.checkpoint.files import item_of, write_file
+from megatron_lite.checkpoint.index import (
+    FileEntry,
+    Index,
+    ParameterEntry,
+    Piece,
+    TensorEntry,
+    _checksum,
+    tensor_key,
+)
+from megatron_lite.checkpoint.regions import Region
+from megatron_lite.checkpoint.save import publish
+from megatron_lite.config import config_from_keys
+from megatron_lite.model import build_gpt
+from megatron_lite.parallel.parameter import ParameterFactory, spec_of
+from megatron_lite.utils.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "num_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "seq_length": 8,
+    "vocab_size": 32,
+    "make_vocab_size_divisible_by": 32,
+    "train_batch_size": 4,
+    "train_micro_batch_size_per_gpu": 1,
+    "model_parallel_size": 2,
+    "zero_optimization": {"stage": 1},
+    "precision": "bf16",
+    "tokenizer_type": "ByteTokenizer",
+}
+CONFIG = config_from_keys(KEYS, world_size=2)
+DENSE = "layers.1.mlp.dense_4h_to_h.weight"
+HALVES = [Region(1, ((0, 32),)), Region(1, ((32, 64),))]
+Tensors = dict[tuple[str, str], torch.Tensor]
+
+
+def whole_model() -> Tensors:
+    """Weights and a momentum, by (name, kind)."""
+    tensors = {}
+    for parameter in build_gpt(CONFIG, ParameterFactory(seed=1)).parameters():
+        weight = parameter.detach()
+        tensors[spec_of(parameter).name, "weight"] = weight
+        tensors[spec_of(parameter).name, "exp_avg"] = weight * 0.1
+    return tensors
+
+
+def make(folder: Path, tensors: Tensors, scalar: float = 3.0) -> Path:
+    """A checkpoint of two ranks: rank 1 has one half of ``DENSE`` and all else is rank 0's."""
+    temporary = folder / "temporary"
+    temporary.mkdir(parents=True)
+    parameters: dict[str, ParameterEntry] = {}
+    files: list[FileEntry] = []
+    for rank in (0, 1):
+        for prefix in ("weights", "optimizer"):
+            items = []
+            for (name, kind), tensor in tensors.items():
+                own_region = HALVES[rank] if name == DENSE else None
+                if (kind == "weight") != (prefix == "weights") or (rank == 1 and own_region is None):
+                    continue
+                part = tensor if own_region is None else tensor[:, 32 * rank : 32 * rank + 32].contiguous()
+                entry = parameters.setdefault(name, ParameterEntry(tuple(tensor.shape), {}, {"step": scalar}))
+                stored = entry.tensors.setdefault(kind, TensorEntry(tuple(tensor.shape), "float32", []))
+                stored.pieces.append(Piece(len(files), 0, part.numel(), own_region))
+                items.append(item_of(tensor_key(name, kind, 0, part.numel(), own_region), part.view(-1)))
+            files.append(write_file(temporary / f"{prefix}_{rank:05d}.safetensors", items, {}))
+    versions, state = {"megatron_lite": "0.1.0"}, {"step": 7, "samples": 2800}
+    index = Index(7, 2, "Lion", state, CONFIG.flat(), {}, {}, versions, files, parameters)
+    publish(temporary, folder / "global_step7", index)
+    return folder / "global_step7"
+
+
+@pytest.fixture
+def inspect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["inspect_checkpoint.py", *map(str, arguments)])
+        return runpy.run_path(str(ROOT / "tools" / "inspect_checkpoint.py"))["main"]()
+
+    return run
+
+
+def test_a_sound_checkpoint(
+    tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = whole_model()
+    checkpoint = make(tmp_path, tensors)
+    assert inspect(tmp_path, "--verify") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    elements = sum(tensor.numel() for (_, kind), tensor in tensors.items() if kind == "weight")
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    for expected in (
+        "step 7 trainer step 7, samples 2,800 ",
+        "layout 2 ranks (tensor 2), ZeRO 1, bf16 ",
+        "optimizer Lion: exp_avg, step ",
+        f"weights {elements:,} elements of {len(tensors) // 2} parameters ",
+        f"size {size / 1024:.1f} KiB in 4 files, format 3 ",
+        f"{DENSE} 16 x 64 float32 2 of dim 1 2 exp_avg ",
+        "layers.0.mlp.dense_4h_to_h.bias 16 float32 1 1 exp_avg ",
+        "sound: every file as it was written",
+    ):
+        assert expected in shown, expected
+    assert inspect(checkpoint, "--verify", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["problems"] == []
+    assert (facts["elements"], facts["bytes"]) == (elements, size)
+    assert facts["parameters"][DENSE] == {
+        "shape": [16, 64],
+        "dtype": "float32",
+        "shards": 2,
+        "divided_dimension": 1,
+        "pieces": 2,
+        "state": {
+            "exp_avg": {
+                "shape": [16, 64], "dtype": "float32", "shards": 2, "divided_dimension": 1, "pieces": 2,
+            }
+        },
+        "numbers": {"step": 3.0},
+    }  # fmt: skip
+    assert facts["config"] == CONFIG.flat()
+    verify(tmp_path)
+
+
+def spoil(name: str, kind: str, value: float) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        tensors = whole_model()
+        tensors[name, kind].view(-1)[40:43] = value
+        return make(folder, tensors)
+
+    return build
+
+
+def without_a_parameter(folder: Path) -> Path:
+    tensors = whole_model()
+    return make(folder, {key: value for key, value in tensors.items() if key[0] != "final_layer_norm.bias"})
+
+
+def damaged(change: Callable[[Path], Any]) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        checkpoint = make(folder, whole_model())
+        change(checkpoint)
+        return checkpoint
+
+    return build
+
+
+def flip(checkpoint: Path) -> None:
+    path = checkpoint / "optimizer_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+def swapped(folder: Path) -> Path:
+    """Its own checkpoint, but the weights of rank 1 are of another kind than the index says."""
+    checkpoint = make(folder, whole_model())
+    index = json.loads((checkpoint / "index.json").read_text())
+    (checkpoint / "weights_00001.safetensors").unlink()
+    item = item_of("weight/other[0:4]", torch.zeros(4))
+    entry = write_file(checkpoint / "weights_00001.safetensors", [item], {})
+    index["files"][2] = {"name": entry.name, "bytes": entry.bytes, "xxh3": entry.xxh3}
+    index["checksum"] = _checksum(index)
+    (checkpoint / "index.json").write_text(json.dumps(index))
+    return checkpoint
+
+
+NAN = "that are NaN or infinite"
+PROBLEMS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "NaN": (spoil(DENSE, "weight", math.nan), [f"weight of {DENSE}", "3 values of 1,024 " + NAN]),
+    "infinity": (spoil("embed_in.weight", "exp_avg", -math.inf), ["exp_avg of embed_in.weight", NAN]),
+    "number": (lambda f: make(f, whole_model(), math.nan), ["step of embed_in.weight", "is nan"]),
+    "parameter": (without_a_parameter, ["another model: it lacks final_layer_norm.bias"]),
+    "flipped": (damaged(flip), ["optimizer_00001.safetensors is corrupt: its checksum is wrong"]),
+    "truncated": (
+        damaged(lambda c: os.truncate(c / "weights_00000.safetensors", 99)),
+        ["weights_00000.safetensors has 99 bytes and should have"],
+    ),
+    "missing": (
+        damaged(lambda c: (c / "weights_00001.safetensors").unlink()),
+        ["weights_00001.safetensors is missing"],
+    ),
+    "swapped": (swapped, [f"lacks weight/{DENSE}(dim 1 32:64)[0:512]"]),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_is_wrong_is_said(
+    name: str, tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, expected = PROBLEMS[name]
+    checkpoint = build(tmp_path)
+    assert inspect(checkpoint) == 0, "showing does not read the tensors"
+    assert inspect(checkpoint, "--verify") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("problem: ") for line in lines)
+    assert len(lines) == {"number": len(whole_model()) // 2, "swapped": 2}.get(name, 1)
+    assert all(part in lines[0] for part in expected)
+    assert inspect(checkpoint, "--verify", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == [
+        line.removeprefix("problem: ") for line in lines
+    ]
+    with pytest.raises(CheckpointError, match=re.escape(lines[0].removeprefix("problem: "))):
+        verify(checkpoint)
+
+
+def test_what_is_no_checkpoint(
+    tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect(tmp_path / "nowhere", "--verify") == 2
+    assert "the folder does not exist" in capsys.readouterr().err
+    checkpoint = make(tmp_path, whole_model())
+    index = json.loads((checkpoint / "index.json").read_text())
+    index["parameters"][DENSE]["tensors"]["exp_avg"]["pieces"].pop()
+    (checkpoint / "index.json").write_text(json.dumps(index))
+    assert inspect(checkpoint) == 2
+    assert f"does not cover exp_avg of {DENSE}" in capsys.readouterr().err
