@@ -17,7 +17,7 @@ from megatron_lite.data.indexed import IndexedDataset, IndexedWriter, token_dtyp
 from megatron_lite.data.preprocessing.encode import surround
 from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer
-from megatron_lite.data.vocabulary import train_byte_level_bpe
+from megatron_lite.data.vocabulary import train_byte_level
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.files import fsync_directory, locked
 from megatron_lite.utils.log import LOGGER
@@ -123,7 +123,7 @@ def build(folder: Path, texts: list[str], vocab_size: int, tokenizer: Tokenizer 
     temporary.mkdir()
     try:
         if tokenizer is None:
-            library = train_byte_level_bpe(texts[::TRAINING_STRIDE], vocab_size, specials=[END_OF_TEXT])
+            library = train_byte_level(texts[::TRAINING_STRIDE], vocab_size, specials=[END_OF_TEXT])
             library.save(str(temporary / "tokenizer.json"))
             tokenizer = HFTokenizer(library, END_OF_TEXT)
         with IndexedWriter(temporary / "text_document", token_dtype(tokenizer.vocab_size)) as writer:

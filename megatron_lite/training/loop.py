@@ -68,7 +68,7 @@ def choose_device(context: ParallelContext) -> None:
 def micro_batches(
     config: Config, context: ParallelContext, dataset: Dataset, fetch: Fetch, step: tuple[int, int]
 ) -> list[Batch]:
-    """This data rank's share of the samples of ``step`` = (first sample, number of samples), in micro-batches.
+    """This data rank's share of ``step`` = (first sample, number of samples), in micro-batches.
 
     Micro-batches are dealt to the data-parallel ranks in turn: which samples a step sees does not depend on
     the number of ranks.

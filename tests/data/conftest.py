@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from megatron_lite.data.vocabulary import train_byte_level_bpe, write_sentencepiece
+from megatron_lite.data.vocabulary import train_byte_level, write_sentencepiece
 
 MODULES = [
     "argparse",
@@ -34,7 +34,7 @@ def source_texts() -> list[str]:
 @pytest.fixture(scope="session")
 def bpe(source_texts: list[str]) -> tokenizers.Tokenizer:
     """A byte-level BPE of 600 ids."""
-    return train_byte_level_bpe(source_texts, 600)
+    return train_byte_level(source_texts, 600)
 
 
 @pytest.fixture(scope="session")

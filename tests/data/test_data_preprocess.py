@@ -236,7 +236,11 @@ def test_documents_are_the_same_with_the_separator_in_them(bpe: tokenizers.Token
     encoder = fast_encoder(bpe, bpe.to_str(), "<|endoftext|>")
     assert encoder is not None
     assert encoder._separator is not None
-    for texts in (["a b", "", " c\n", "\n", "", "é"], ["a", "b<|endoftext|>", "<|endoftext|>", "", " c"], [""]):
+    for texts in (
+        ["a b", "", " c\n", "\n", "", "é"],
+        ["a", "b<|endoftext|>", "<|endoftext|>", "", " c"],
+        [""],
+    ):
         ids, lengths = encoder.encode_arrays(texts)
         expected = [bpe.encode(text).ids for text in texts]
         assert lengths.tolist() == list(map(len, expected))

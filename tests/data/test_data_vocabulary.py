@@ -10,7 +10,7 @@ import tokenizers
 
 from megatron_lite.data.preprocessing.records import read_texts
 from megatron_lite.data.tokenizers.characters import write_character_vocabulary
-from megatron_lite.data.vocabulary import train_byte_level_bpe, train_sentencepiece
+from megatron_lite.data.vocabulary import train_byte_level, train_sentencepiece
 from megatron_lite.utils.errors import DataError
 
 
@@ -36,9 +36,9 @@ def test_sentencepiece_has_bytes_and_specials(spm_files: dict[str, Path], model_
 
 def test_too_much_or_too_little_is_asked() -> None:
     with pytest.raises(DataError, match="no room for 256 bytes and 2 special tokens"):
-        train_byte_level_bpe(["text"], 257)
+        train_byte_level(["text"], 257)
     with pytest.raises(DataError, match=r"gives only \d+ tokens where 5000 are asked for"):
-        train_byte_level_bpe(["a little text"], 5000)
+        train_byte_level(["a little text"], 5000)
     with pytest.raises(
         DataError, match=r"sentencepiece cannot train 5000 pieces on this text: .*[Vv]ocabulary size"
     ):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_lite.config import Config, config_from_keys
+from megatron_lite.config import Config, config_from_keys, load_config
 from megatron_lite.data.indexed import IndexedWriter
 from megatron_lite.planner import (
     Gpu,
@@ -72,8 +72,12 @@ def test_offload_moves_the_optimizer_to_main_memory() -> None:
     kept, moved = states(8, 2), states(8, 2, offload_optimizer={"device": "cpu"})
     assert "optimizer" not in moved.device
     assert moved.host["optimizer"] == kept.device["optimizer"]
-    on_disk = states(8, 3, offload_optimizer={"device": "nvme"}, offload_param={"device": "nvme"})
+    nvme = {"device": "nvme", "nvme_path": "swap"}
+    on_disk = states(8, 3, offload_optimizer=nvme, offload_param=nvme | {"max_in_cpu": 0})
     assert not {"optimizer", "parameters"} & {*on_disk.host, *on_disk.device}
+    share = count_parameters(config(8)) / 8
+    assert on_disk.disk_total == pytest.approx(18 * share, rel=1e-3)  # fp32 weights, moments, gradients; bf16
+    assert kept.disk == moved.disk == {}
 
 
 def test_activation_checkpointing_keeps_inputs_only() -> None:
@@ -125,8 +129,13 @@ SMALL = {
     "log_interval": 1,
     "tokenizer_type": "ByteTokenizer",
 }
+OFFLOADED = {
+    "zero_optimization.stage": 3,
+    "zero_optimization.offload_optimizer": "{device: cpu}",
+    "zero_optimization.offload_param": "{device: cpu}",
+}
 MEASURED = [
-    # mostly model states; mostly activations; shared parameters
+    # mostly model states; mostly activations; shared parameters; fp32 copies; the same, offloaded
     (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12}),
     (
         1,
@@ -139,6 +148,7 @@ MEASURED = [
     ),
     (2, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "zero_optimization.stage": 3}),
     (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "precision": "bf16"}),
+    (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "precision": "bf16"} | OFFLOADED),
 ]
 
 
@@ -149,9 +159,11 @@ def test_estimate_against_a_real_run(ranks: int, keys: dict[str, Any], tmp_path:
         for _ in range(200):
             writer.add([*range(256), 256])
     given = {**SMALL, "data_path": str(tmp_path / "corpus"), "num_gpus": ranks, **keys}
-    estimate = estimate_memory(config_from_keys(given | {"vocab_size": 257}, world_size=ranks))
+    (tmp_path / "run.yml").write_text("vocab_size: 257")
+    words = [f"{key}={value}" for key, value in given.items()]
+    estimate = estimate_memory(load_config([tmp_path / "run.yml"], words, world_size=ranks))
     peak = peak_memory(tmp_path, given)
-    assert 0.7 < peak / (estimate.device_total + estimate.host_total) < 1.5
+    assert 0.8 < peak / (estimate.device_total + estimate.host_total) < 1.25
 
 
 def peak_memory(folder: Path, keys: dict[str, Any]) -> int:

@@ -74,14 +74,15 @@ class DataSection(Section):
         "GPT2BPETokenizer",
         "HFTokenizer",
         "SPMTokenizer",
+        "JiebaTokenizer",
         "TiktokenTokenizer",
         "CharLevelTokenizer",
         "ByteTokenizer",
         "CharacterTokenizer",
     ] = "GPT2BPETokenizer"
     """How text becomes tokens: GPT-2's vocab.json and merges.txt, a `tokenizer.json`, a sentencepiece model,
-    a tiktoken file, bytes (`ByteTokenizer`, alias `CharLevelTokenizer`), or the characters listed in
-    `vocab_file`."""
+    either of these two over words that jieba has cut (`JiebaTokenizer`, for Chinese), a tiktoken file, bytes
+    (`ByteTokenizer`, alias `CharLevelTokenizer`), or the characters listed in `vocab_file`."""
     vocab_file: Text | None = None
     """The tokenizer's file."""
     merge_file: Text | None = None

@@ -15,6 +15,7 @@ REGISTRY: dict[str, str] = {
     "HFTokenizer": "huggingface:load_hf",
     "GPT2BPETokenizer": "huggingface:load_gpt2",
     "SPMTokenizer": "sentence_piece:load_sentencepiece",
+    "JiebaTokenizer": "jieba_words:load_jieba",
     "TiktokenTokenizer": "tik_token:load_tiktoken",
     "CharLevelTokenizer": "byte_level:load_char_level",
     "ByteTokenizer": "byte_level:load_bytes",

@@ -121,15 +121,20 @@ def spelled_bytes(token: str, byte_level: bool) -> int:
 def load_hf(keys: TokenizerKeys) -> Tokenizer:
     """``HFTokenizer``: ``vocab_file`` is a tokenizer.json, or a folder with one."""
     path = read_vocabulary_file("HFTokenizer", "vocab_file", keys.vocab_file)
+    library, path = read_library(path)
+    return HFTokenizer(library, end_token(library, path))
+
+
+def read_library(path: Path) -> tuple[tokenizers.Tokenizer, Path]:
+    """The tokenizer in ``path``, a tokenizer.json or its folder, and that file. Raises DataError if none."""
     if path.is_dir():
         path = read_vocabulary_file("HFTokenizer", "vocab_file", path / "tokenizer.json")
     try:
-        library = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path)), path
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
             f"{path} is not a tokenizer.json of the tokenizers library ({error}): correct vocab_file"
         ) from None
-    return HFTokenizer(library, end_token(library, path))
 
 
 def end_token(library: tokenizers.Tokenizer, path: Path) -> str:

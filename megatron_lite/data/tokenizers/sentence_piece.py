@@ -14,6 +14,9 @@ from megatron_lite.data.tokenizers.base import END_OF_TEXT, Tokenizer, Tokenizer
 from megatron_lite.data.tokenizers.export import save_equal_library
 from megatron_lite.utils.errors import DataError
 
+END_PIECES = (END_OF_TEXT, "<eod>")
+"""Pieces that end a document, CPM's among them; a model without them has ``</s>`` for it."""
+
 
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model.
@@ -123,15 +126,26 @@ def normalizer(spec: sentencepiece_model_pb2.NormalizerSpec) -> tokenizers.norma
 
 
 def load_sentencepiece(keys: TokenizerKeys) -> Tokenizer:
-    """``SPMTokenizer``: ``vocab_file`` is the model; ``<|endoftext|>``, else ``</s>``, ends a document."""
+    """``SPMTokenizer``: ``vocab_file`` is the model; ``<|endoftext|>``, ``<eod>``, else ``</s>``
+    ends a document."""
     path = read_vocabulary_file("SPMTokenizer", "vocab_file", keys.vocab_file)
+    processor = read_processor(path)
+    return SentencePieceTokenizer(processor, end_id(processor, path))
+
+
+def read_processor(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """The model in ``path``. Raises DataError if it is none."""
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError):
         raise DataError(f"{path} is not a sentencepiece model: correct vocab_file") from None
-    eod_id = processor.piece_to_id(END_OF_TEXT)
-    if eod_id == processor.unk_id():
-        eod_id = processor.eos_id()
-    if eod_id < 0:
+
+
+def end_id(processor: sentencepiece.SentencePieceProcessor, path: Path) -> int:
+    """The id that ends a document. Raises DataError if the model, from ``path``, has none."""
+    for piece in END_PIECES:
+        if (index := processor.piece_to_id(piece)) != processor.unk_id():
+            return index
+    if processor.eos_id() < 0:
         raise DataError(f"{path} has neither {END_OF_TEXT} nor an end-of-sentence piece: train one that has")
-    return SentencePieceTokenizer(processor, eod_id)
+    return processor.eos_id()
