@@ -45,7 +45,7 @@ class Case:
         first, last: the steps.
         load: folder of the checkpoint it begins with.
         saved_at: a step after which it also saves.
-        counted: whether the bytes that are sent in a step are counted.
+        counted: whether the bytes that are sent in a step are counted, in every step but the first.
     """
 
     name: str
@@ -116,7 +116,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             count = case.samples[step % len(case.samples)]
             batch = global_batch(step, count, case.masked)
             starts = range(context.data_rank * size, count, size * context.data_size)
-            with traffic if case.counted else nullcontext():
+            with traffic if case.counted and step > case.first else nullcontext():
                 result = engine.train_step([rows(batch, start, size) for start in starts], LR)
             losses.append(float(context.sum_over_replicas(result.loss.clone())) / context.replicas.size)
             norms.append(float(result.grad_norm))
@@ -129,7 +129,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             batches = [global_batch(1000 + number + seed, number, case.masked) for seed in range(3)]
             totals += torch.stack(engine.eval_loss(batches))
         engine.deepspeed.destroy()
-        sent = mean_by_kind(traffic, case.last - case.first)
+        sent = mean_by_kind(traffic, case.last - case.first - 1)
     return Outcome(losses, norms, float(totals[0] / totals[1]), sent)
 
 
