@@ -45,6 +45,7 @@ class Case:
         first, last: the steps.
         load: folder of the checkpoint it begins with.
         saved_at: a step after which it also saves.
+        documents: whether several documents stand in a row and do not see each other.
         counted: whether the bytes that are sent in a step are counted, in every step but the first.
     """
 
