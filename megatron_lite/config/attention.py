@@ -6,9 +6,9 @@ from typing import Any
 
 from megatron_lite.utils.errors import ConfigError
 
-KINDS = ("global", "flash")
+KINDS = ("global", "flash", "local")
 """Kinds there are. `flash` is global attention (the name asks for a kernel, which `attention_backend`
-chooses)."""
+chooses); `local` has a window."""
 
 FORM = "attention_config is a list of [[kinds], repeats] pairs such as [[[global], 12]] or [[[global], all]]"
 
@@ -28,7 +28,13 @@ def attention_kinds(pattern: list[Any] | None, num_layers: int) -> tuple[str, ..
             )
     if len(kinds) != num_layers:
         raise ConfigError(f"attention_config describes {len(kinds)} layers, but num_layers is {num_layers}")
-    return tuple("global" for _ in kinds)
+    return tuple("local" if kind == "local" else "global" for kind in kinds)
+
+
+def attention_windows(kinds: tuple[str, ...], width: int | None) -> tuple[int | None, ...]:
+    """How many keys each layer sees; None: all. `width` is for local layers, without such for all layers."""
+    all_local = "local" not in kinds
+    return tuple(width if all_local or kind == "local" else None for kind in kinds)
 
 
 def _expand(entry: Any, num_layers: int) -> list[str]:

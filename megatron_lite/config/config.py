@@ -12,6 +12,7 @@ import yaml
 from megatron_lite.config.contradiction import Contradiction
 from megatron_lite.config.derive import derive
 from megatron_lite.config.keys import has_effect, typed_value
+from megatron_lite.config.layout_rules import context_kind
 from megatron_lite.config.merge import merge
 from megatron_lite.config.reader import Entry, normal_key, read_file, read_override
 from megatron_lite.config.schema import SECTIONS
@@ -55,6 +56,16 @@ class Config:
     deepspeed: DeepSpeedSection
     given: Mapping[str, Any] = field(compare=False, repr=False)
     messages: tuple[str, ...] = field(compare=False, repr=False)
+
+    @property
+    def context_by_ring(self) -> bool:
+        """Whether ranks that share a sequence pass keys and values round, and do not exchange heads."""
+        parallel, heads = self.parallel, self.model.num_attention_heads
+        kind, sizes = (
+            parallel.context_parallel_kind,
+            (parallel.model_parallel_size, parallel.context_parallel_size),
+        )
+        return context_kind(kind, heads, *sizes) == "ring"
 
     @property
     def run_dir(self) -> Path:

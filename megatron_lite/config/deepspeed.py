@@ -8,9 +8,12 @@ from megatron_lite.config.config import Config
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """The engine's configuration. The optimizer and the schedule are objects of our own and are not in it."""
+    """The engine's configuration. The optimizer and the schedule are objects of our own and are not in it.
+
+    Context ranks are data-parallel ones to DeepSpeed: it counts each sequence once for every rank of it.
+    """
     result: dict[str, Any] = {
-        "train_batch_size": config.batch.train_batch_size,
+        "train_batch_size": config.batch.train_batch_size * config.parallel.context_parallel_size,
         "train_micro_batch_size_per_gpu": config.batch.train_micro_batch_size_per_gpu,
         "gradient_accumulation_steps": config.batch.gradient_accumulation_steps,
         "gradient_clipping": config.optimizer.gradient_clipping,

@@ -71,7 +71,12 @@ def _lengths(keys: Keys) -> dict[str, Any]:
             "max_position_embeddings",
             "seq_length",
         )
-    attention_kinds(keys.get("attention_config"), keys["num_layers"])
+    kinds = attention_kinds(keys.get("attention_config"), keys["num_layers"])
+    if "local" in kinds and keys.get("sliding_window_width") is None:
+        raise Contradiction(
+            "attention_config names local layers: say with sliding_window_width how many tokens they see",
+            "attention_config",
+        )
     width = round(keys.get("expansion_factor", 4.0) * keys["hidden_size"])
     return {"max_position_embeddings": positions, "intermediate_size": width}
 
@@ -212,6 +217,16 @@ def _paths(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _documents(keys: Keys) -> dict[str, Any]:
+    if keys.get("reset_position_ids") and not keys.get("reset_attention_mask"):
+        raise Contradiction(
+            "reset_position_ids gives tokens that see each other the same positions: set "
+            "reset_attention_mask too, or remove it",
+            "reset_position_ids",
+        )
+    return {}
+
+
 def _generation(keys: Keys) -> dict[str, Any]:
     return {"text_gen_type": "input-file" if "sample_input_file" in keys else "unconditional"}
 
@@ -245,6 +260,7 @@ RULES = (
     check_experts,
     check_data,
     _paths,
+    _documents,
     _generation,
     _extra,
 )

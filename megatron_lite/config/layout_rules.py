@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 from megatron_lite.config.contradiction import Contradiction, Keys
@@ -20,8 +20,7 @@ def derive_ranks(keys: Keys) -> dict[str, Any]:
             f"{replica} ranks, or choose degrees whose product divides {ranks}",
             *DEGREES,
         )
-    if keys.get("context_parallel_size", 1) > 1:
-        raise Contradiction("context_parallel_size is not there yet: set it to 1", "context_parallel_size")
+    _check_context(keys)
     return {"world_size": replica} | _shards(keys, tensor)
 
 
@@ -32,6 +31,39 @@ DEGREES = ("model_parallel_size", "context_parallel_size", "pipe_parallel_size")
 def replica_size(keys: Keys) -> int:
     """Ranks of a replica."""
     return prod(max(keys.get(key, 1), 1) for key in DEGREES)
+
+
+def context_kind(kind: str, heads: int, tensor: int, context: int) -> str:
+    """What `context_parallel_kind` means: `ulysses` or `ring`."""
+    if kind == "auto":
+        return "ring" if heads // tensor % context else "ulysses"
+    return kind
+
+
+def _check_context(keys: Keys) -> None:
+    """What context parallelism divides must divide."""
+    size, tensor = keys.get("context_parallel_size", 1), keys.get("model_parallel_size", 1)
+    if size == 1:
+        return
+    heads, length = keys["num_attention_heads"], keys["seq_length"]
+    kind = context_kind(keys.get("context_parallel_kind", "auto"), heads, tensor, size)
+    if kind == "ulysses" and heads // tensor % size:
+        raise Contradiction(
+            f"ulysses cannot divide {heads // tensor} attention heads over context_parallel_size {size} "
+            "ranks: use context_parallel_kind: ring, or another degree",
+            "context_parallel_kind",
+            "context_parallel_size",
+        )
+    slices = tensor if keys.get("sequence_parallel") else 1
+    # A ring rank has two chunks, which the slices of sequence parallelism may cut anywhere.
+    parts = lcm(2 * size, size * slices) if kind == "ring" else size * slices
+    if length % parts:
+        raise Contradiction(
+            f"{kind} with context_parallel_size {size} cannot divide seq_length {length} into {parts} equal "
+            f"parts: choose a multiple of {parts}",
+            "context_parallel_size",
+            "seq_length",
+        )
 
 
 def _shards(keys: Keys, tensor: int) -> dict[str, Any]:

@@ -186,7 +186,6 @@ REFUSED: dict[str, Unused] = (
     | _keys("gated experts are chosen by activation: swiglu", "moe_glu")
     | _keys("the router adds no noise; leave it out", "moe_jitter_eps", 0)
     | _keys("a token goes to its best experts; leave it out", "moe_router_type", "topk", "top_k")
-    | _keys("attention has no window; leave it out", "sliding_window_width")
     | _keys("every layer has weights of its own; leave it out", "num_unique_layers")
     | _keys("there is no soft prompt tuning", "soft_prompt_tuning")
     | _keys("learned positions begin at 0", "opt_pos_emb_offset", 0)

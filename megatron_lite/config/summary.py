@@ -59,6 +59,7 @@ def _model(config: Config, parameters: int | None, active: int | None) -> str:
         f"{model.activation} MLP of {model.ffn_size}",
         _experts(config),
         positions,
+        _windows(model.attention_windows),
         model.norm,
         "parallel residual" if model.gpt_j_residual else "",
         "untied head" if model.no_weight_tying else "tied head",
@@ -79,6 +80,14 @@ def _experts(config: Config) -> str:
     return f"{model.moe_num_experts} experts (top {model.moe_top_k}) in {mixtures} of the layers"
 
 
+def _windows(windows: Sequence[int | None]) -> str:
+    widths = [width for width in windows if width is not None]
+    if not widths:
+        return ""
+    where = "" if len(widths) == len(windows) else f" in {len(widths)} layers"
+    return f"window of {widths[0]} tokens{where}"
+
+
 def _data(config: Config) -> str:
     data = config.data
     listed = [prefix for prefix, *_ in data.datasets or []]
@@ -86,7 +95,8 @@ def _data(config: Config) -> str:
     if not paths:
         return "the embedded default: the source text of Python's standard library"
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{paths[0]}{more}, {data.tokenizer_type} {data.vocab_file or ''}".rstrip()
+    apart = ", documents apart" if data.reset_attention_mask else ""
+    return f"{paths[0]}{more}, {data.tokenizer_type} {data.vocab_file or ''}".rstrip() + apart
 
 
 def _batch(config: Config) -> str:
@@ -122,6 +132,8 @@ def _layout(config: Config) -> str:
         parts.append("optimizer offloaded")
     if zero.offload_param:
         parts.append("parameters offloaded")
+    if config.parallel.context_parallel_size > 1:
+        parts.append("context by ring" if config.context_by_ring else "context by Ulysses")
     if config.model.checkpoint_activations:
         parts.append("activations recomputed")
     return ", ".join(parts)

@@ -49,9 +49,9 @@ def reasons_against(config: Config) -> Iterator[str]:
         yield "its norms have biases (use_bias_in_norms is false)"
     if not model.use_bias_in_mlp:
         yield "its MLP has biases (use_bias_in_mlp is false)"
-    others = sorted(set(model.attention_kinds) - {"global", "flash"})
-    if others:
-        yield f"its attention sees all that came before (attention_config has {', '.join(others)})"
+    if any(model.attention_windows):
+        width = model.sliding_window_width
+        yield f"its attention sees all that came before (sliding_window_width is {width})"
 
 
 def config_json(config: Config) -> dict[str, Any]:

@@ -13,16 +13,20 @@ from megatron_lite.model.linear import RowLinear
 from megatron_lite.model.norms import head_norm
 from megatron_lite.model.projections import query_key_value
 from megatron_lite.model.rotary import Rotation, rotate
+from megatron_lite.model.tiled import ring_attention
+from megatron_lite.model.ulysses import own_tokens, whole_sequences
 from megatron_lite.parallel.parameter import ParameterFactory
 
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 
 class Attention(nn.Module):
-    """Causal softmax attention over all earlier tokens, queries grouped (Ainslie et al., arXiv 2305.13245).
+    """Causal softmax attention, queries grouped (Ainslie et al., arXiv 2305.13245).
 
+    Over all earlier tokens of the document, or over the last ones of them (Beltagy et al., arXiv 2004.05150).
     One matrix makes queries, keys and values. Its rows are, for each key head: the query heads that share it,
     then the key head, then the value head; with as many key heads as query heads this is GPT-NeoX's order.
     Each rank of the tensor axis has some of the heads.
@@ -37,28 +41,53 @@ class Attention(nn.Module):
         self.queries_per_key = config.num_attention_heads // self.tensor.size // self.kv_heads
         self.dropout = config.attention_dropout
         self.backend = config.attention_backend
+        self.window = config.attention_windows[index]
         inner, bias = config.num_attention_heads * config.head_size, config.use_bias_in_attn_linear
         self.query_key_value = query_key_value(config, factory.child("query_key_value"))
         self.q_norm = head_norm(config, factory.child("q_norm")) if config.use_qk_layernorm else None
         self.k_norm = head_norm(config, factory.child("k_norm")) if config.use_qk_layernorm else None
         self.dense = RowLinear(inner, config.hidden_size, bias, output_init(config), factory.child("dense"))
 
-    def forward(self, x: torch.Tensor, rotation: Rotation | None, cache: KVCache | None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: Rotation | None,
+        cache: KVCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``."""
         q, k, v = self._heads(x, rotation)
         if cache is None:
-            out = self._attend(q, k, v)
+            out = self._attend(q, k, v, places)
         else:
-            out = masked_sdpa(q, *cache.append(self.index, k, v), cache.mask)
+            out = masked_sdpa(q, *cache.append(self.index, k, v, self.window))
         return self.dense(out.transpose(1, 2).flatten(2))
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attention over whole sequences by the chosen kernel, with dropout while training."""
-        kernel = ATTENTION_KERNELS[choose_kernel(self.backend, q.device.type, q.dtype)]
-        if not (self.training and self.dropout):
-            return kernel.run(q, k, v, 0.0)
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: Places | None
+    ) -> torch.Tensor:
+        """Attention over sequences, which other ranks may share; with dropout while training."""
+        dropout = self.dropout if self.training else 0.0
+        if not dropout:
+            return self._attend_by_kernel(q, k, v, places, 0.0)
         with self.tensor.own_random_numbers(q.device):
-            return kernel.run(q, k, v, self.dropout)
+            return self._attend_by_kernel(q, k, v, places, dropout)
+
+    def _attend_by_kernel(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: Places | None, dropout: float
+    ) -> torch.Tensor:
+        run = ATTENTION_KERNELS[choose_kernel(self.backend, q.device.type, q.dtype)].run
+        length = places.length if places else q.shape[2]
+        window = None if self.window is None or self.window >= length else self.window
+        if places is None:
+            return run(q, k, v, dropout, window, None)
+        context = places.context
+        if context.size == 1:
+            return run(q, k, v, dropout, window, places.documents)
+        if context.ring:
+            return ring_attention(q, k, v, dropout, window, places)
+        whole = whole_sequences(q, k, v, context.axis)
+        return own_tokens(run(*whole, dropout, window, places.documents), context.axis)
 
     def _heads(
         self, x: torch.Tensor, rotation: Rotation | None
@@ -75,9 +104,8 @@ class Attention(nn.Module):
         return q.flatten(1, 2), k.flatten(1, 2), v.squeeze(3).transpose(1, 2)
 
 
-ATTENTION_KINDS: dict[str, type[Attention]] = {"global": Attention, "flash": Attention}
+ATTENTION_KINDS: dict[str, type[Attention]] = {"global": Attention, "local": Attention}
 """Kind in ``attention_config`` → class, built with (config, layer index, factory). To add one: a line here.
 
-``flash`` is GPT-NeoX's name for the same attention by another kernel, which here is ``attention_backend``'s
-matter.
+They differ in ``attention_windows``.
 """

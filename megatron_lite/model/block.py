@@ -19,6 +19,7 @@ from megatron_lite.parallel.parameter import ParameterFactory
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 MLP_KINDS: dict[str, type[MLP] | type[MixtureOfExperts]] = {"dense": MLP, "experts": MixtureOfExperts}
 """Kind in ``ModelSection.mlp_kinds`` → class, built with (config, factory). To add one: a line here."""
@@ -44,7 +45,9 @@ class Block(nn.Module):
         self.mlp = MLP_KINDS[config.mlp_kinds[index]](config, factory.child("mlp"))
         self.compiled = torch.compile(self.compute) if config.torch_compile else None
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
+    ) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``, or a slice of the sequence of both (``sequence_parallel``).
 
         Sequential residual (GPT-2, Llama)::
@@ -61,17 +64,22 @@ class Block(nn.Module):
         With ``gpt_j_tied`` both branches of the parallel residual read one norm.
         """
         # The table of angles is looked up here, outside of what torch.compile sees.
-        rotation = self.rotary.rotation(x, self.tensor.whole_length(x), cache) if self.rotary else None
+        length = self.tensor.whole_length(x)
+        rotation = self.rotary.rotation(x, length, cache, places) if self.rotary else None
         if self.compiled is not None and cache is None:
-            return self.compiled(x, rotation)
-        return self.compute(x, rotation, cache)
+            return self.compiled(x, rotation, None, places)
+        return self.compute(x, rotation, cache, places)
 
     def compute(
-        self, x: torch.Tensor, rotation: Rotation | None, cache: KVCache | None = None
+        self,
+        x: torch.Tensor,
+        rotation: Rotation | None,
+        cache: KVCache | None = None,
+        places: Places | None = None,
     ) -> torch.Tensor:
         """The block proper: what :meth:`forward` draws."""
         normed = self.input_layernorm(x)
-        attended = self.drop(self.attention(normed, rotation, cache))
+        attended = self.drop(self.attention(normed, rotation, cache, places))
         if not self.parallel:
             x = x + attended
         if self.post_attention_layernorm is not None:

@@ -20,8 +20,6 @@ class KVCache:
         length: columns filled, padding included.
         starts: [batch] int64, the column of each row's first token; None: no padding.
         positions: positions of the columns being fed: [s] or, with ``starts``, [batch, s]; int64.
-        mask: which columns each fed one sees, True = seen: [s, length + s] or [batch, 1, s, length + s];
-            None: all of them.
     """
 
     def __init__(
@@ -43,32 +41,47 @@ class KVCache:
         self.length = 0
         self.starts = None if starts is None else starts.to(device)
         self.positions = torch.empty(0, dtype=torch.int64, device=device)
-        self.mask: torch.Tensor | None = None
+        self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def begin(self, count: int) -> None:
-        """Prepare positions and mask for feeding ``count`` columns more."""
+        """Prepare positions for feeding ``count`` columns more."""
         total = self.length + count
         assert total <= self.max_length, f"{total} tokens in a cache for {self.max_length}"
-        columns = torch.arange(total, device=self.device)
-        fed = columns[self.length :]
-        self.positions, self.mask = fed, None
+        self.positions = torch.arange(self.length, total, device=self.device)
         if self.starts is not None:
-            self.positions = (fed - self.starts[:, None]).clamp(min=0)
-            seen = columns <= fed[:, None]
-            seen = seen & (columns >= self.starts[:, None, None])
-            # A padding column sees itself: softmax over nothing would be NaN and spread by 0 · NaN.
-            self.mask = (seen | (columns == fed[:, None]))[:, None]
-        elif count > 1:
-            self.mask = columns <= fed[:, None]
+            self.positions = (self.positions - self.starts[:, None]).clamp(min=0)
+        self._masks = {}
 
     def append(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store ``[batch, kv_heads, s, head_size]`` of the fed columns; return all columns so far."""
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, window: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Store ``[batch, kv_heads, s, head_size]`` of the fed columns; what they see of all columns so far.
+
+        Keys, values, and which of them each fed column sees, True = seen: [s, t] or [batch, 1, s, t]; None:
+        all of them. With a ``window`` only the columns come that one of the fed ones sees.
+        """
         end = self.length + keys.shape[2]
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        first = 0 if window is None else max(0, self.length - window + 1)
+        if window not in self._masks:
+            self._masks[window] = self._mask(first, end, window)
+        return self.keys[layer][:, :, first:end], self.values[layer][:, :, first:end], self._masks[window]
+
+    def _mask(self, first: int, end: int, window: int | None) -> torch.Tensor | None:
+        """Which of the columns ``first`` ... ``end - 1`` the fed ones see."""
+        columns = torch.arange(first, end, device=self.device)
+        fed = columns[self.length - first :]
+        if self.starts is None and len(fed) == 1:
+            return None
+        seen = columns <= fed[:, None]
+        if window is not None:
+            seen = seen & (columns > fed[:, None] - window)
+        if self.starts is None:
+            return seen
+        seen = seen & (columns >= self.starts[:, None, None])
+        # A padding column sees itself: softmax over nothing would be NaN and spread by 0 · NaN.
+        return (seen | (columns == fed[:, None]))[:, None]
 
     def advance(self, count: int) -> None:
         """Count the fed columns, once every layer has stored them."""

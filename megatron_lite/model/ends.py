@@ -16,6 +16,7 @@ from megatron_lite.parallel.parameter import ParameterFactory, even_shard
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 
 class Embedding(nn.Module):
@@ -32,11 +33,13 @@ class Embedding(nn.Module):
         self.positions = make_positions(config, factory.child("embed_pos")) if make_positions else None
         self.dropout = config.hidden_dropout
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
+    ) -> torch.Tensor:
         """``tokens [b, s]`` int64 → the residual stream [b, s, hidden] in the parameters' dtype."""
         x = F.embedding(tokens, self.weight) if self.tensor.size == 1 else self._look_up_together(tokens)
         if self.positions is not None:
-            x = x + self.positions(tokens, cache)
+            x = x + self.positions(tokens, cache, places)
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def _look_up_together(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -54,7 +57,9 @@ class FinalNorm(nn.Module):
         super().__init__()
         self.norm = hidden_norm(config, factory.child("final_layer_norm"))
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
+    ) -> torch.Tensor:
         """``x [b, s, hidden] → [b, s, hidden]``."""
         return self.norm(x)
 
@@ -78,7 +83,9 @@ class Head(nn.Module):
         name = "embed_out" if config.no_weight_tying else "embed_in"
         self.weight = _vocabulary_matrix(config, factory.child(name))
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
+    ) -> torch.Tensor:
         """The residual stream → this rank's [b, s, padded vocabulary / ranks] in the parameters' dtype."""
         return self.tensor.column_linear(x, self.weight, None)
 

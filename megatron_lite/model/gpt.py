@@ -12,6 +12,7 @@ from megatron_lite.model.block import Block
 from megatron_lite.model.cache import KVCache
 from megatron_lite.model.ends import Embedding, FinalNorm, Head
 from megatron_lite.model.kernels import choose_kernel
+from megatron_lite.model.places import Places
 from megatron_lite.model.recompute import run_layers, run_recomputing
 from megatron_lite.parallel.parameter import ParameterFactory
 
@@ -55,20 +56,23 @@ class GPT(nn.Module):
         layers = [plan.build() for plan in plans]
         self.layers = nn.ModuleList([*layers, head.build(layers[0])])
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
+    ) -> torch.Tensor:
         """``tokens [b, s]`` int64 → logits [b, s, padded vocabulary] in the parameters' dtype.
 
-        With a ``cache`` the tokens follow those already in it, and are added to it.
+        With a ``cache`` the tokens follow those already in it, and are added to it. ``places`` says where
+        they stand, unless each row is a whole sequence and one document.
         """
         layers = list(self.layers)
         if cache is not None:
             cache.begin(tokens.shape[1])
-            logits = run_layers(layers, tokens, cache)
+            logits = run_layers(layers, tokens, cache, None)
             cache.advance(tokens.shape[1])
             return logits
         if self.config.checkpoint_activations and self.training and torch.is_grad_enabled():
-            return run_recomputing(layers, tokens, self.config.checkpoint_num_layers)
-        return run_layers(layers, tokens, None)
+            return run_recomputing(layers, tokens, places, self.config.checkpoint_num_layers)
+        return run_layers(layers, tokens, None, places)
 
     def new_cache(self, batch: int, max_length: int, starts: torch.Tensor | None = None) -> KVCache:
         """An empty :class:`KVCache` for ``batch`` rows of up to ``max_length`` tokens."""

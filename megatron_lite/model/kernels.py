@@ -2,7 +2,8 @@
 
 A kernel computes softmax(q kᵀ / √d) v, causal, with grouped-query attention: ``q [b, heads, s, d]``,
 ``k`` and ``v [b, kv_heads, s, d]`` with any strides but a contiguous last dimension → [b, heads, s, d].
-Query head i reads the key head i // (heads / kv_heads).
+Query head i reads the key head i // (heads / kv_heads). With a ``window`` a query sees as many keys, its own
+the last of them; with ``documents`` those of its own document.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
+from megatron_lite.model.places import Documents
+from megatron_lite.model.tiled import tiled_attention
 from megatron_lite.utils.errors import ConfigError
+
+Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int | None, Documents | None], torch.Tensor]
+"""(q, k, v, dropout probability, window, documents) → output."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +28,30 @@ class AttentionKernel:
     """One implementation of causal attention.
 
     Attributes:
-        run: (q, k, v, dropout probability) → output.
+        run: what computes it.
         serves: (device type, dtype) → whether it can run there.
         needs: what it asks for, for the error message.
     """
 
-    run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+    run: Run
     serves: Callable[[str, torch.dtype], bool]
     needs: str
 
 
-def causal_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
-    """torch's scaled_dot_product_attention over whole sequences."""
-    return F.scaled_dot_product_attention(
-        q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-    )
+def causal_sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    window: int | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """torch's scaled_dot_product_attention over whole sequences, or its kernels tile by tile."""
+    if window is None and documents is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    return tiled_attention(q, k, v, dropout, window, documents)
 
 
 def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -44,12 +59,27 @@ def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.T
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def causal_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+def causal_flash(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    window: int | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
     """The flash-attn package (Dao, arXiv 2307.08691), whose layout is [b, s, heads, d] and GQA is native."""
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
 
-    out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout, causal=True)
-    return out.transpose(1, 2)
+    seen = (-1, -1) if window is None else (window - 1, 0)
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    if documents is None:
+        out = flash_attn_func(q, k, v, dropout, causal=True, window_size=seen)
+        return out.transpose(1, 2)
+    rows, length = q.shape[:2]
+    packed = [each.flatten(0, 1) for each in (q, k, v)]
+    ends = documents.cumulative
+    out = flash_attn_varlen_func(*packed, ends, ends, length, length, dropout, causal=True, window_size=seen)
+    return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
 def flash_serves(device_type: str, dtype: torch.dtype) -> bool:

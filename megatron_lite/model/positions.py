@@ -17,6 +17,7 @@ from megatron_lite.parallel.parameter import ParameterFactory
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 
 class LearnedPositions(nn.Module):
@@ -29,17 +30,25 @@ class LearnedPositions(nn.Module):
         partial = self.tensor.splits_sequence
         self.weight = factory.make("weight", shape, inner_init(config), partial=partial)
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, cache: KVCache | None, places: Places | None = None
+    ) -> torch.Tensor:
         """Vectors [s, hidden] or [b, s, hidden] for ``tokens [b, s]``, which follow those in ``cache``.
 
         Those of this rank's slice, where tensor ranks split the sequence.
         """
+        part = self.tensor.slice_of(tokens.shape[1])
+        if places is not None and places.positions is not None:
+            assert places.length <= self.weight.shape[0], (
+                f"{places.length} of {self.weight.shape[0]} positions"
+            )
+            return F.embedding(places.positions[..., part], self.weight)
         start = cache.length if cache else 0
         end = start + tokens.shape[1]
         assert end <= self.weight.shape[0], f"position {end} of a model that knows {self.weight.shape[0]}"
         if cache is not None and cache.starts is not None:
             return F.embedding(cache.positions, self.weight)
-        return self.weight[start:end][self.tensor.slice_of(tokens.shape[1])]
+        return self.weight[start:end][part]
 
 
 @dataclass(frozen=True)

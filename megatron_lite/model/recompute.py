@@ -14,16 +14,21 @@ from megatron_lite.model.block import Block
 
 if TYPE_CHECKING:
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 
-def run_layers(layers: Sequence[nn.Module], x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+def run_layers(
+    layers: Sequence[nn.Module], x: torch.Tensor, cache: KVCache | None, places: Places | None
+) -> torch.Tensor:
     """``x`` through ``layers``, one after the other."""
     for layer in layers:
-        x = layer(x, cache)
+        x = layer(x, cache, places)
     return x
 
 
-def run_recomputing(layers: Sequence[nn.Module], x: torch.Tensor, every: int) -> torch.Tensor:
+def run_recomputing(
+    layers: Sequence[nn.Module], x: torch.Tensor, places: Places | None, every: int
+) -> torch.Tensor:
     """``x`` through ``layers``, keeping only the input of each ``every`` consecutive blocks.
 
     What lies between is computed again in the backward, with the same dropout: one more forward of the
@@ -32,8 +37,8 @@ def run_recomputing(layers: Sequence[nn.Module], x: torch.Tensor, every: int) ->
     for is_block, group in groupby(layers, key=lambda layer: isinstance(layer, Block)):
         run = list(group)
         if not is_block:
-            x = run_layers(run, x, None)
+            x = run_layers(run, x, None, places)
             continue
         for first in range(0, len(run), every):
-            x = checkpoint(run_layers, run[first : first + every], x, None, use_reentrant=False)
+            x = checkpoint(run_layers, run[first : first + every], x, None, places, use_reentrant=False)
     return x

@@ -14,6 +14,7 @@ import torch
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
+    from megatron_lite.model.places import Places
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """cos and sin, each [s, 1, 1, size/2] or [b, s, 1, 1, size/2], in the dtype of the heads they turn."""
@@ -46,13 +47,19 @@ class Rotary:
         self.size = int(config.head_size * config.rotary_pct)
         self.base = float(config.rotary_emb_base)
 
-    def rotation(self, x: torch.Tensor, length: int, cache: KVCache | None) -> Rotation:
+    def rotation(
+        self, x: torch.Tensor, length: int, cache: KVCache | None, places: Places | None
+    ) -> Rotation:
         """The rotation for ``length`` positions, which follow those in ``cache``, in ``x``'s dtype."""
         start = cache.length if cache else 0
         end = start + length
+        place: slice | torch.Tensor = slice(start, end)
+        if places is not None and places.positions is not None:
+            end, place = places.length, places.positions
+        elif cache is not None and cache.starts is not None:
+            place = cache.positions
         # A power of two: generation, whose length grows by one, rebuilds the table rarely.
         cos, sin = rotary_table(self.size, self.base, 1 << (end - 1).bit_length(), x.device, x.dtype)
-        place = slice(start, end) if cache is None or cache.starts is None else cache.positions
         return cos[place][..., None, None, :], sin[place][..., None, None, :]
 
 

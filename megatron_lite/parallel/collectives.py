@@ -6,7 +6,7 @@ are of dimension 1, the sequence. ``start_...`` begins an exchange and returns t
 result, so that others can compute meanwhile.
 
 Bytes that a rank sends for a tensor of n bytes over t ranks: a gather to it or a scattered sum of it
-n (t - 1) / t, a whole sum twice that. An exchange sends the rows that are meant for others.
+n (t - 1) / t, a whole sum twice that. An exchange sends the rows that are meant for others, a message all.
 """
 
 from __future__ import annotations
@@ -55,6 +55,21 @@ def start_exchange(x: torch.Tensor, sent: list[int], received: list[int], axis: 
     return _after(work, lambda: rows)
 
 
+def start_message(x: torch.Tensor, to: int, origin: int, shape: tuple[int, ...], axis: Axis) -> Wait:
+    """``x`` to the rank ``to`` of the axis; the result is the tensor of ``shape`` that comes from ``origin``.
+
+    Every rank takes part, also one whose tensors are empty. The exchange of all ranks is one collective
+    (NCCL's is the same grouped sends and receives), so that none can be left waiting for its peer.
+    """
+    sent, came = x.reshape(-1), x.new_empty(shape)
+    counts_sent, counts_came = [0] * axis.size, [0] * axis.size
+    counts_sent[to], counts_came[origin] = sent.numel(), came.numel()
+    work = dist.all_to_all_single(
+        came.view(-1), sent, counts_came, counts_sent, group=axis.group, async_op=True
+    )
+    return _after(work, lambda: came)
+
+
 def _after(work: Any, result: Wait) -> Wait:
     def wait() -> torch.Tensor:
         work.wait()
@@ -83,9 +98,15 @@ def gathered(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return x if axis.size == 1 else _Gathered.apply(x, axis)
 
 
+@torch.compiler.disable
 def exchanged(x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> torch.Tensor:
     """Rows sent and received as :func:`start_exchange` says; their gradients go back."""
     return x if axis.size == 1 else _Exchanged.apply(x, sent, received, axis)
+
+
+def exchanged_evenly(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """``x [size, ...]``, part i for rank i, to what each rank i has for this one; gradients go back so."""
+    return exchanged(x, [1] * axis.size, [1] * axis.size, axis)
 
 
 class _Sum(torch.autograd.Function):

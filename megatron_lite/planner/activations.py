@@ -20,7 +20,8 @@ def element_bytes(config: Config) -> int:
 
 def micro_batch_tokens(config: Config) -> int:
     """Tokens that one rank holds the activations of."""
-    return config.batch.train_micro_batch_size_per_gpu * config.model.seq_length
+    tokens = config.batch.train_micro_batch_size_per_gpu * config.model.seq_length
+    return tokens // config.parallel.context_parallel_size
 
 
 def kept_by_layer(config: Config) -> int:
@@ -40,6 +41,8 @@ def kept_by_layer(config: Config) -> int:
     attention = (query + 2 * key_value) + query  # the fused projection, and the attention's output
     if model.pos_emb == "rotary" or model.use_qk_layernorm:
         attention += query + key_value  # copies, turned or normed
+    if parallel.context_parallel_size > 1 and not config.context_by_ring:
+        attention += query  # the output before it is exchanged for tokens
     mlp = (4 if model.is_gated else 2) * model.ffn_size
     shares = parallel.model_parallel_size
     mixtures = model.mlp_kinds.count("experts")

@@ -76,7 +76,7 @@ def suggest_fitting_keys(config: Config, machine: Machine, ranks: int) -> list[S
 def _changes(config: Config, on_gpu: bool) -> Iterator[Keys]:
     """Changes to try, from the one that costs a run least to the one that costs most."""
     stage = config.zero.stage
-    if config.parallel.data_parallel_size > 1:
+    if config.parallel.replicas > 1:
         for higher in range(stage + 1, 4):
             yield {"zero_optimization.stage": higher}
     if not config.model.checkpoint_activations:

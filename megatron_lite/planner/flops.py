@@ -11,9 +11,11 @@ def flops_per_sequence(config: Config) -> int:
 
     (6·N + 12·L·H·Q·T)·T, with N the parameters that tokens are multiplied with, L layers, H heads of size Q,
     T tokens: two operations per parameter and token forward, four backward; attention's two T-by-T products
-    are counted whole, causal or not. What activation checkpointing computes again is not counted, so MFU
-    compares runs with and without. Source: PaLM, arXiv 2204.02311, appendix B; nanoGPT counts the same.
+    are counted whole, causal or not, in a layer with a window W the two T-by-W products. What activation
+    checkpointing computes again is not counted, so MFU compares runs with and without. Source: PaLM, arXiv
+    2204.02311, appendix B; nanoGPT counts the same.
     """
     model = config.model
-    attention = 12 * model.num_layers * model.num_attention_heads * model.head_size * model.seq_length
+    seen = sum(min(window or model.seq_length, model.seq_length) for window in model.attention_windows)
+    attention = 12 * model.num_attention_heads * model.head_size * seen
     return (6 * parameters_by_place(config).in_matmuls + attention) * model.seq_length

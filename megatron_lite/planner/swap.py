@@ -67,8 +67,7 @@ def optimizer_buffers(config: Config) -> int:
 
 def partitions(config: Config) -> int:
     """Ranks over which ZeRO divides a parameter."""
-    parallel = config.parallel
-    return parallel.data_parallel_size * parallel.context_parallel_size
+    return config.parallel.replicas
 
 
 def swap_keys(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ section 3), experts Lepikhin et al. (2006.16668, section 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import element_bytes, micro_batch_tokens
@@ -28,7 +29,8 @@ def step_traffic(config: Config, micro_batches: float) -> dict[str, float]:
     """Bytes that a rank sends in a step, by the names of :class:`megatron_lite.parallel.traffic.Traffic`.
 
     ``micro_batches`` is how many a rank has in a step: ``gradient_accumulation_steps``, or fewer while
-    ``rampup_batch_size`` grows. ``vocab_size`` must be known. Left out are norms, losses and flags
+    ``rampup_batch_size`` grows. ``vocab_size`` must be known. A ring sends less where documents are kept
+    apart. Left out are norms, losses and flags
     (``control``).
     """
     split = config.parallel.sequence_parallel
@@ -36,6 +38,7 @@ def step_traffic(config: Config, micro_batches: float) -> dict[str, float]:
         "tensor": _loss(config) + _gradient_shares(config) + (0 if split else _sums(config)),
         "sequence": _slices(config) if split else 0,
         "expert": _rows_of_experts(config),
+        "context": _heads_or_keys(config),
         "pipe": _activations_between_stages(config),
     }
     found = {kind: micro_batches * size for kind, size in per_micro_batch.items()}
@@ -53,14 +56,9 @@ def _stages(config: Config) -> int:
     return max(config.parallel.pipe_parallel_size, 1)
 
 
-def tokens_of_rank(config: Config) -> float:
-    """Tokens of a micro-batch that one rank has."""
-    return micro_batch_tokens(config) / config.parallel.context_parallel_size
-
-
 def residual_bytes(config: Config) -> float:
     """Bytes of the residual stream of a micro-batch."""
-    return tokens_of_rank(config) * config.model.hidden_size * element_bytes(config)
+    return micro_batch_tokens(config) * config.model.hidden_size * element_bytes(config)
 
 
 def _recomputed(config: Config) -> tuple[int, int]:
@@ -112,7 +110,7 @@ def _rows_of_experts(config: Config) -> float:
 
 def _loss(config: Config) -> float:
     """The largest logit, the sum of exponentials and the label's logit of every token, in fp32."""
-    tokens = tokens_of_rank(config)
+    tokens = micro_batch_tokens(config)
     return 2 * _share(config.parallel.model_parallel_size) * 3 * FP32 * tokens / _stages(config)
 
 
@@ -163,6 +161,50 @@ class _Vectors:
         of_layer = norms * norm + model.hidden_size * model.use_bias_in_attn_linear + of_mlp
         heads = 2 * model.head_size if model.use_qk_layernorm else 0
         return _Vectors(of_layer, of_mlp, model.moe_num_experts * model.hidden_size, heads, norm)
+
+
+def _heads_or_keys(config: Config) -> float:
+    """What the attention of ranks that share sequences exchanges: tokens for heads, or keys and values."""
+    model, parallel = config.model, config.parallel
+    ranks, tensor = parallel.context_parallel_size, parallel.model_parallel_size
+    if ranks == 1:
+        return 0.0
+    again, _ = _recomputed(config)
+    sequences = config.batch.train_micro_batch_size_per_gpu
+    key_heads = max(1, model.num_kv_heads // tensor)
+    if config.context_by_ring:
+        # Forward the keys and values, backward these again and their gradients.
+        sent = [_ring_keys(model.seq_length, ranks, window) for window in model.attention_windows]
+        passes = 3 + again / model.num_layers
+        numbers = passes * 2 * key_heads * model.head_size * sequences * sum(sent)
+    else:
+        # Queries, keys, values and the output; key heads that the ranks do not divide go several times.
+        heads = 2 * model.num_attention_heads // tensor + 2 * lcm(key_heads, ranks)
+        passes = 2 * model.num_layers + again
+        numbers = passes * _share(ranks) * heads * model.head_size * micro_batch_tokens(config)
+    return numbers * element_bytes(config) / _stages(config)
+
+
+def _ring_keys(length: int, ranks: int, window: int | None) -> float:
+    """Tokens of a sequence whose keys a rank sends to others, the mean over the ranks; one document a row.
+
+    Of 2n chunks rank r has the r-th and the r-th last. A rank sends another what lies between the first and
+    the last token that the other sees: without windows its first half to half of the others, else all.
+    """
+    chunk = length // (2 * ranks)
+    total = 0
+    for origin in range(ranks):
+        for to in range(ranks):
+            seen = []
+            for half, key_chunk in enumerate((origin, 2 * ranks - 1 - origin)):
+                for query_chunk in (to, 2 * ranks - 1 - to):
+                    distance = (query_chunk - key_chunk) * chunk  # of the first query from the first key
+                    first = 0 if window is None else max(0, distance - window + 1)
+                    if distance > 0 and first < chunk:
+                        seen += [half * chunk + first, (half + 1) * chunk]
+            if seen and to != origin:
+                total += max(seen) - min(seen)
+    return total / ranks
 
 
 def _activations_between_stages(config: Config) -> float:
@@ -216,7 +258,7 @@ def _replicas(config: Config, micro_batches: float) -> float:
     and 3 divide the gradients of every micro-batch, as ZeRO 3 gathers parameters for every pass. Divided
     experts are shared by fewer replicas.
     """
-    replicas = config.parallel.data_parallel_size * config.parallel.context_parallel_size
+    replicas = config.parallel.replicas
     width, stage = element_bytes(config), _engine_stage(config)
     if stage == 3:
         sent = mean_parameters(config) + _gathered(config)

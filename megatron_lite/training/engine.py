@@ -22,6 +22,7 @@ from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
+from megatron_lite.training.sequence_shares import SequenceShares
 from megatron_lite.training.zero import check_zero, zero_settings
 from megatron_lite.utils.log import LOGGER
 
@@ -67,6 +68,7 @@ class Engine:
         check_zero(config, context.device)
         self._objective = objective
         self._context = context
+        self._shares = SequenceShares.of_run(config, context)
         self._own_clipping = config.optimizer.gradient_clipping
         settings = engine_settings(config)
         stage = settings["zero_optimization"]["stage"]
@@ -91,7 +93,7 @@ class Engine:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
-        """One update at rate ``lr`` from this rank's micro-batches of a global batch.
+        """One update at rate ``lr`` from this data rank's micro-batches, whole sequences, of a global batch.
 
         The gradient is that of the mean loss per counted token of the whole global batch, however the tokens
         are spread over ranks and micro-batches.
@@ -99,14 +101,15 @@ class Engine:
         engine = self.deepspeed
         engine.train()
         set_lr(self._optimizer, lr)
-        weight = self._context.replicas.size / self._count_tokens(micro_batches)
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        weight = self._context.replicas.size / self._count_tokens(shares)
         self._weigh_balance(micro_batches)
         loss = torch.zeros((), device=self._context.device)
-        for index, batch in enumerate(micro_batches):
-            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            share = self._loss_sum(batch) * weight
-            engine.backward(share, scale_wrt_gas=False)
-            loss += share.detach()
+        for index, share in enumerate(shares):
+            engine.set_gradient_accumulation_boundary(index == len(shares) - 1)
+            part = self._loss_sum(share) * weight
+            engine.backward(part, scale_wrt_gas=False)
+            loss += part.detach()
         loss_scale = self.loss_scale
         norm = self._clip() if self._clips_itself else None
         engine.step()
@@ -116,13 +119,14 @@ class Engine:
 
     @torch.no_grad()
     def eval_loss(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the loss over counted tokens, their number) of ``micro_batches`` on this rank, dropout off.
+        """(sum of the loss over counted tokens, their number) on this rank, dropout off.
 
-        They have one shape.
+        Of this rank's tokens of ``micro_batches``, which have one shape; context ranks share the sequences.
         """
         self.deepspeed.eval()
-        losses = torch.stack([self._loss_sum(batch) for batch in micro_batches])
-        counts = torch.stack([counted_tokens(batch) for batch in micro_batches])
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        losses = torch.stack([self._loss_sum(share) for share in shares])
+        counts = torch.stack([counted_tokens(share) for share in shares])
         return losses.double().sum(), counts.double().sum()
 
     @property
@@ -156,18 +160,21 @@ class Engine:
         for router in self._routers:
             router.loss_weight = self.loss_scale * self._context.replicas.size / sequences
 
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        return self._sum(self._objective(self.deepspeed, batch, self._context.tensor), batch)
+    def _loss_sum(self, share: Batch) -> torch.Tensor:
+        return self._sum(self._objective(self._forward, share, self._context.tensor), share)
+
+    def _forward(self, share: Batch) -> torch.Tensor:
+        return self.deepspeed(share.tokens, places=self._shares.places(share))
 
     @staticmethod
     def _sum(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
         return losses.sum() if batch.loss_mask is None else (losses * batch.loss_mask).sum()
 
-    def _count_tokens(self, micro_batches: Sequence[Batch]) -> torch.Tensor | float:
+    def _count_tokens(self, shares: Sequence[Batch]) -> torch.Tensor | float:
         """Counted tokens of the global batch. Without masks every rank knows the number already."""
-        if all(batch.loss_mask is None for batch in micro_batches):
-            return float(sum(batch.labels.numel() for batch in micro_batches) * self._context.replicas.size)
-        counts = torch.stack([counted_tokens(batch) for batch in micro_batches])
+        if all(share.loss_mask is None for share in shares):
+            return float(sum(share.labels.numel() for share in shares) * self._context.replicas.size)
+        counts = torch.stack([counted_tokens(share) for share in shares])
         return self._context.sum_over_replicas(counts.sum()).clamp(min=1.0)
 
     def _clip(self) -> torch.Tensor:

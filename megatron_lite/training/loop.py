@@ -68,7 +68,7 @@ def choose_device(context: ParallelContext) -> None:
 def micro_batches(
     config: Config, context: ParallelContext, dataset: Dataset, fetch: Fetch, step: tuple[int, int]
 ) -> list[Batch]:
-    """This rank's share of the samples of ``step`` = (first sample, number of samples), in micro-batches.
+    """This data rank's share of ``step`` = (first sample, number of samples), in micro-batches.
 
     Micro-batches are dealt to the data-parallel ranks in turn: which samples a step sees does not depend on
     the number of ranks.
@@ -82,8 +82,9 @@ def micro_batches(
 def seed_dropout(config: Config, context: ParallelContext, step: int) -> None:
     """Seed the random numbers of one step (dropout) by its number: there is no state to carry over.
 
-    Tensor ranks begin alike, since they drop the same activations, unless they split the sequence.
+    Context ranks have tokens of their own. Tensor ranks begin alike, since they drop the same activations,
+    unless they split the sequence.
     """
     part = context.tensor.rank if config.parallel.sequence_parallel else 0
-    place = (context.data_rank, context.pipe.rank, part)
+    place = (context.data_rank, context.context.rank, context.pipe.rank, part)
     torch.manual_seed(derive_seed(config.training.seed, "dropout", *place, step))

@@ -10,8 +10,9 @@ from megatron_lite.data.batches import Batch
 from megatron_lite.model.loss import token_loss
 from megatron_lite.parallel.context import Axis
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""tokens [b, s] → logits [b, s, vocabulary], of which each tensor rank has its range of the vocabulary."""
+Forward = Callable[[Batch], torch.Tensor]
+"""The tokens of a batch [b, s], of any documents and part of their sequences → logits [b, s, vocabulary], of
+which each tensor rank has its range of the vocabulary."""
 
 Objective = Callable[[Forward, Batch, Axis], torch.Tensor]
 """(model, batch, tensor axis) → loss of every token [b, s], fp32, nats; the same on every tensor rank."""
@@ -19,7 +20,7 @@ Objective = Callable[[Forward, Batch, Axis], torch.Tensor]
 
 def causal_lm(forward: Forward, batch: Batch, tensor: Axis) -> torch.Tensor:
     """Cross entropy of each next token, given those before it."""
-    return token_loss(forward(batch.tokens), batch.labels, tensor)
+    return token_loss(forward(batch), batch.labels, tensor)
 
 
 OBJECTIVES: dict[str, Objective] = {"causal_lm": causal_lm}

@@ -8,7 +8,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.pipe import PipelineModule
 
 from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch
@@ -21,6 +20,8 @@ from megatron_lite.training.engine import Engine, StepResult, counted_tokens, en
 from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
+from megatron_lite.training.sequence_shares import SequenceShares
+from megatron_lite.training.stages import PipelinedGPT
 
 
 class PipelineEngine(Engine):
@@ -34,15 +35,16 @@ class PipelineEngine(Engine):
         self,
         config: Config,
         context: ParallelContext,
-        build_model: Callable[[torch.dtype], PipelineModule],
+        build_model: Callable[[torch.dtype], PipelinedGPT],
         objective: Objective,
     ) -> None:
         """Build this rank's stage and wrap it; the arguments are those of :class:`Engine`."""
         self._objective = objective
         self._context = context
+        self._shares = SequenceShares.of_run(config, context)
         settings = pipeline_settings(config)
         defects.import_muon(compiled=False)
-        model = build_model(DTYPES[config.precision.precision])
+        model = self._module = build_model(DTYPES[config.precision.precision])
         self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
         with declared_experts(model, context):
             self._optimizer = build_optimizer(config.optimizer, model)
@@ -70,13 +72,14 @@ class PipelineEngine(Engine):
         count = len(micro_batches)
         if count != engine.micro_batches:
             engine.set_train_batch_size(count * self._micro_batch_size * self._context.replicas.size)
-        self._weight = self._context.replicas.size * count / self._count_tokens(micro_batches)
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        self._weight = self._context.replicas.size * count / self._count_tokens(shares)
         self._weigh_balance(micro_batches)
         loss_scale = self.loss_scale
-        self._expect(micro_batches[0])
+        self._expect(shares)
         if self._bubble:
             self._bubble.begin()
-        engine.train_batch(_feed(micro_batches))
+        engine.train_batch(_feed(shares))
         if self._bubble:
             self._bubble.end(count)
         self._let_go()
@@ -92,15 +95,16 @@ class PipelineEngine(Engine):
         """
         engine, count = self.deepspeed, len(micro_batches)
         self._weight = 1.0
-        self._expect(micro_batches[0])
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        self._expect(shares)
         losses = engine.eval_batch(
-            _feed(micro_batches), reduce_output=None, bcast_loss=False, num_micro_batches=count
+            _feed(shares), reduce_output=None, bcast_loss=False, num_micro_batches=count
         )
         self._let_go()
         found = torch.zeros(2, dtype=torch.float64, device=self._context.device)
         if engine.is_last_stage():
             found[0] = torch.stack(losses).double().sum()
-            found[1] = torch.stack([counted_tokens(batch) for batch in micro_batches]).sum()
+            found[1] = torch.stack([counted_tokens(share) for share in shares]).sum()
         last = engine.grid.stage_to_global(engine.num_stages - 1)
         dist.broadcast(found, last, group=self._context.pipe.group)
         return found[0], found[1]
@@ -108,15 +112,19 @@ class PipelineEngine(Engine):
     def _weighted_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What the last stage differentiates."""
         return (
-            self._sum(self._objective(lambda _tokens: logits, batch, self._context.tensor), batch)
+            self._sum(self._objective(lambda _batch: logits, batch, self._context.tensor), batch)
             * self._weight
         )
 
-    def _expect(self, batch: Batch) -> None:
-        """Let the stages agree anew on what they send each other when the batch's shape changes."""
-        if batch.tokens.shape != self._shape:
+    def _expect(self, shares: Sequence[Batch]) -> None:
+        """Tell this stage where the tokens of the coming micro-batches stand.
+
+        And let the stages agree anew on what they send each other when the shape changes.
+        """
+        self._module.coming = [self._shares.places(share) for share in shares]
+        if shares[0].tokens.shape != self._shape:
             self.deepspeed.reset_activation_shape()
-            self._shape = batch.tokens.shape
+            self._shape = shares[0].tokens.shape
 
     def _let_go(self) -> None:
         """Free the last micro-batches' activations and logits, which DeepSpeed keeps until the next step."""
@@ -124,9 +132,9 @@ class PipelineEngine(Engine):
             buffers[:] = [None] * len(buffers)
 
 
-def _feed(micro_batches: Sequence[Batch]) -> Any:
+def _feed(shares: Sequence[Batch]) -> Any:
     """What DeepSpeed loads: (input of the first stage, what the loss wants) of each micro-batch."""
-    return iter([(batch.tokens, batch) for batch in micro_batches])
+    return iter([(share.tokens, share) for share in shares])
 
 
 def pipeline_settings(config: Config) -> dict[str, Any]:

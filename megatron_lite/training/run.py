@@ -90,11 +90,15 @@ def train(config: Config, context: ParallelContext) -> int:
 
 
 def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) -> Fetch:
-    """How this rank gets its micro-batches. A stage in the middle of a pipeline needs no samples."""
-    if 0 < context.pipe.rank < context.pipe.size - 1:
-        return partial(unread, length=config.model.seq_length)
+    """How this rank gets its micro-batches.
+
+    A stage in the middle of a pipeline needs no samples, unless attention goes by their documents.
+    """
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
-    return partial(micro_batch, device=context.device, masked_token=masked_token)
+    document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
+    if 0 < context.pipe.rank < context.pipe.size - 1 and document_end is None:
+        return partial(unread, length=config.model.seq_length)
+    return partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
 
 
 def open_engine(config: Config, context: ParallelContext) -> Engine:

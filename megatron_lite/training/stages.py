@@ -19,6 +19,7 @@ from megatron_lite.config import Config
 from megatron_lite.model.block import Block
 from megatron_lite.model.ends import Embedding, FinalNorm, Head
 from megatron_lite.model.gpt import LayerPlan, layer_plans
+from megatron_lite.model.places import Places
 from megatron_lite.model.recompute import run_layers, run_recomputing
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import ParameterFactory
@@ -43,6 +44,10 @@ class PipelinedGPT(PipelineModule):
 
     A tied matrix is drawn by the first and by the last stage under the same global name, so that the two are
     equal; DeepSpeed sums their gradients, and the norm and the checkpoint count the first one only.
+
+    Attributes:
+        coming: where the tokens of the micro-batches that have not been here yet stand. Every stage has the
+            data and works through it in order, so that stages need not send this to each other.
     """
 
     def __init__(self, config: Config, context: ParallelContext, factory: ParameterFactory) -> None:
@@ -56,12 +61,14 @@ class PipelinedGPT(PipelineModule):
         topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
             super().__init__(specs, topology=topology)
+        self.coming: list[Places | None] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The stage's input (tokens for the first one) → its output (logits of the last one)."""
+        places = self.coming.pop(0)
         if self._recomputes and self.training and torch.is_grad_enabled():
-            return run_recomputing(self.forward_funcs, x, self._recomputes)
-        return run_layers(self.forward_funcs, x, None)
+            return run_recomputing(self.forward_funcs, x, places, self._recomputes)
+        return run_layers(self.forward_funcs, x, None, places)
 
     def _partition_layers(self, method: str = "") -> None:
         """Called by the constructor. DeepSpeed's own would build the whole model to count parameters."""

@@ -160,7 +160,11 @@ def test_attention_kinds(pattern: Any) -> None:
         ([[["global"], 3]], "describes 3 layers, but num_layers is 4"),
         ([[["global"], 5]], "describes 5 layers"),
         ([[["global"] * 3, "all"]], "does not divide num_layers 4"),
-        ([[["global", "local"], "all"]], "names 'local'; the kinds of attention are global, flash"),
+        (
+            [[["global", "bigbird"], "all"]],
+            "names 'bigbird'; the kinds of attention are global, flash, local",
+        ),
+        ([[["global", "local"], "all"]], "say with sliding_window_width how many tokens they see"),
         ([[["global"], 0]], "attention_config is a list of"),
         ([[["global"], "some"]], "attention_config is a list of"),
         ([[[], "all"]], "attention_config is a list of"),

@@ -128,7 +128,6 @@ def test_a_choice_names_what_there_is(tmp_path: Path) -> None:
         "moe_glu: true",
         "moe_jitter_eps: 0.01",
         "moe_router_type: sinkhorn",
-        "sliding_window_width: 512",
         "train_impl: dpo",
         "pack_impl: unpacked",
         "use_mup: true",

@@ -96,7 +96,7 @@ def test_no_token_reaches_over_two_words(jieba_first: bool, tmp_path: Path) -> N
     words = {word for text in CHINESE for word in jieba.cut(text)}
     tokens = {library.decode([index]) for index in range(2, library.get_vocab_size())}
     chinese = {token for token in tokens if len(token) > 1 and all("一" <= sign <= "鿿" for sign in token)}
-    assert len(chinese) > 20
+    assert len(chinese) >= 5
     assert all(any(token in word for word in words) for token in chinese) == jieba_first
 
 

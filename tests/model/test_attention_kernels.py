@@ -60,9 +60,15 @@ def test_a_forced_kernel_that_cannot_run_is_an_error() -> None:
 
 
 def flash_attn_func(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float = 0.0, causal: bool = False
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
 ) -> torch.Tensor:
     """flash-attn's documented behaviour (layout [b, s, heads, d], causal off by default) by torch's SDPA."""
+    assert window_size == (-1, -1)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, enable_gqa=True)
     return out.transpose(1, 2).contiguous()
@@ -92,4 +98,4 @@ def test_flash_attn_gets_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     q = k = v = torch.randn(1, 2, 4, 8)
     causal_flash(q, k, v, 0.25)
     assert stand_in.call_args.args[3] == 0.25
-    assert stand_in.call_args.kwargs == {"causal": True}
+    assert stand_in.call_args.kwargs == {"causal": True, "window_size": (-1, -1)}

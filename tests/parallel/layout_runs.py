@@ -45,7 +45,8 @@ class Case:
         first, last: the steps.
         load: folder of the checkpoint it begins with.
         saved_at: a step after which it also saves.
-        counted: whether the bytes that are sent in a step are counted.
+        documents: whether several documents stand in a row and do not see each other.
+        counted: whether the bytes that are sent in a step are counted, in every step but the first.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     load: str | None = None
     saved_at: int | None = None
     counted: bool = False
+    documents: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,26 @@ class Outcome:
     traffic: dict[str, float] = field(default_factory=dict)
 
 
-def global_batch(step: int, count: int, masked: bool) -> Batch:
+def global_batch(step: int, count: int, masked: bool, documents: bool = False) -> Batch:
     """The step's samples: a walk through the tokens that can be learned, with noise."""
     generator = torch.Generator().manual_seed(step)
     start = torch.randint(0, 16, (count, 1), generator=generator)
     noise = torch.randint(0, 3, (count, LENGTH + 1), generator=generator)
     samples = (start + 7 * torch.arange(LENGTH + 1) + noise) % 64
     mask = (torch.rand(count, LENGTH, generator=generator) < 0.4).float() if masked else None
-    return Batch(samples[:, :-1].contiguous(), samples[:, 1:].contiguous(), mask)
+    starts = None
+    if documents:
+        begins = torch.rand(count, LENGTH, generator=generator) < 0.2
+        starts = torch.where(begins, torch.arange(LENGTH), 0).cummax(1).values
+    return Batch(samples[:, :-1].contiguous(), samples[:, 1:].contiguous(), mask, starts)
 
 
 def rows(batch: Batch, start: int, count: int) -> Batch:
     """``count`` samples of ``batch``."""
     part = slice(start, start + count)
     mask = None if batch.loss_mask is None else batch.loss_mask[part]
-    return Batch(batch.tokens[part], batch.labels[part], mask)
+    starts = None if batch.starts is None else batch.starts[part]
+    return Batch(batch.tokens[part], batch.labels[part], mask, starts)
 
 
 def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
@@ -114,9 +121,9 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
         size = config.batch.train_micro_batch_size_per_gpu
         for step in range(case.first, case.last):
             count = case.samples[step % len(case.samples)]
-            batch = global_batch(step, count, case.masked)
+            batch = global_batch(step, count, case.masked, case.documents)
             starts = range(context.data_rank * size, count, size * context.data_size)
-            with traffic if case.counted else nullcontext():
+            with traffic if case.counted and step > case.first else nullcontext():
                 result = engine.train_step([rows(batch, start, size) for start in starts], LR)
             losses.append(float(context.sum_over_replicas(result.loss.clone())) / context.replicas.size)
             norms.append(float(result.grad_norm))
@@ -126,10 +133,13 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
         assert_copies_are_equal(engine.deepspeed.module, context)
         totals = torch.zeros(2, dtype=torch.float64)
         for number in (4, 2):  # the second batch has another shape
-            batches = [global_batch(1000 + number + seed, number, case.masked) for seed in range(3)]
+            batches = [
+                global_batch(1000 + number + seed, number, case.masked, case.documents) for seed in range(3)
+            ]
             totals += torch.stack(engine.eval_loss(batches))
+        context.sum_over_replicas(totals)
         engine.deepspeed.destroy()
-        sent = mean_by_kind(traffic, case.last - case.first)
+        sent = mean_by_kind(traffic, case.last - case.first - 1)
     return Outcome(losses, norms, float(totals[0] / totals[1]), sent)
 
 

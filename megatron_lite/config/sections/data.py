@@ -59,6 +59,10 @@ class DataSection(Section):
     """1 draws in proportion to size; towards 0 all data sets are drawn equally."""
     eod_mask_loss: Bool = False
     """Leave end-of-document tokens out of the loss."""
+    reset_attention_mask: Bool = False
+    """Let no token see another document: one ends with each end-of-document token."""
+    reset_position_ids: Bool = False
+    """Count positions from the beginning of each document. Needs `reset_attention_mask`."""
     accept_changed_data: Bool = False
     """Go on from a checkpoint though the data files have changed since it was written."""
     data_cache_dir: Text = derived("$XDG_CACHE_HOME (or ~/.cache) / megatron_lite")

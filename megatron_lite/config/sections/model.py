@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from megatron_lite.config.attention import attention_kinds
+from megatron_lite.config.attention import attention_kinds, attention_windows
 from megatron_lite.config.fields import (
     Bool,
     Fraction,
@@ -124,7 +124,11 @@ class ModelSection(Section):
     """Standard deviation of `normal` and `scaled_normal`."""
     attention_config: list[Any] | None = None
     """Kind of attention per layer, as [[[kinds], repeats], ...]: `[[[global], 12]]`, or `[[[global], all]]`.
-    Kinds: `global`; `flash` is global attention too. None: global everywhere."""
+    Kinds: `global`; `flash` is global attention too; `local` sees `sliding_window_width` tokens. None: global
+    everywhere."""
+    sliding_window_width: Positive | None = None
+    """Tokens that a token sees, itself included, as Hugging Face counts them (GPT-NeoX sees one more). Of
+    `local` layers if `attention_config` names any, else of all layers. None: all."""
     attention_backend: Literal["auto", "sdpa", "flash_attn"] = "auto"
     """Kernel of the attention. `auto`: flash-attn where it is installed and fits, torch's SDPA otherwise."""
     torch_compile: Bool = False
@@ -173,6 +177,11 @@ class ModelSection(Section):
             "experts" if mixed and index % self.expert_interval == 0 else "dense"
             for index in range(self.num_layers)
         )
+
+    @property
+    def attention_windows(self) -> tuple[int | None, ...]:
+        """How many tokens the attention of every layer sees; None: all."""
+        return attention_windows(self.attention_kinds, self.sliding_window_width)
 
     @property
     def padded_vocab_size(self) -> int:

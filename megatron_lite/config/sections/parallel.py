@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
@@ -44,6 +44,9 @@ class ParallelSection(Section):
     context_parallel_size: Positive = 1
     """Context-parallel degree: each sequence is divided over so many ranks, for sequences that are too long
     for one."""
+    context_parallel_kind: Literal["auto", "ulysses", "ring"] = "auto"
+    """How attention sees whole sequences: `ulysses` exchanges tokens for heads, which the degree must divide;
+    with `ring` keys and values go from rank to rank. `auto`: `ulysses` where it can."""
     expert_parallel_size: Positive = 1
     """Expert-parallel degree: the experts of a layer are divided over so many of the data-parallel (and
     context-parallel) ranks, which exchange the tokens that are routed to them."""
@@ -57,3 +60,8 @@ class ParallelSection(Section):
     def data_parallel_size(self) -> int:
         """Ranks that share one global batch."""
         return self.world_size // self.replica_size
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same part of the model and see different tokens: ZeRO divides over them."""
+        return self.data_parallel_size * self.context_parallel_size

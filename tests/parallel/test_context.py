@@ -1,0 +1,103 @@
+"""Context ranks follow one rank, by Ulysses and by the ring, with documents and windows, in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layout_runs import Case, Outcome, outcomes
+
+from megatron_lite.checkpoint import read_weights
+
+PLAIN: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8}
+RICH: dict[str, Any] = {
+    **PLAIN,
+    "pos_emb": "learned",
+    "use_bias_in_attn_linear": False,  # with learned positions a key's bias has no gradient but rounding
+    "num_kv_heads": 2,
+    "attention_config": [[["global", "local"], "all"]],
+    "sliding_window_width": 5,
+    "reset_attention_mask": True,
+    "reset_position_ids": True,
+}
+"""Shared key heads, one layer with a window, documents that see nothing of each other and count from 0."""
+
+SPLIT: dict[str, Any] = {"model_parallel_size": 2, "sequence_parallel": True}
+STAGES: dict[str, Any] = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 4}
+RECOMPUTE = {"checkpoint_activations": True}
+BF16 = {"precision": "bf16"}
+
+Runs = dict[str, Outcome]
+
+
+def case(name: str, size: int, kind: str, stage: int = 0, **keys: Any) -> Case:
+    """A case whose name ends in the name of what it follows."""
+    rich = name.endswith("rich")
+    own = {
+        "context_parallel_size": size,
+        "context_parallel_kind": kind,
+        "zero_optimization": {"stage": stage},
+    }
+    shape = RICH if rich else PLAIN
+    return Case(name, {**shape, **own, **keys}, masked=rich, samples=(8,), documents=rich)
+
+
+BY_RANKS = {
+    1: [case("plain", 1, "auto"), case("rich", 1, "auto")],
+    2: [
+        case("u2-plain", 2, "ulysses"),
+        case("r2-zero1-rich", 2, "ring", 1),
+        case("u2-zero2-rich", 2, "ulysses", 2),
+        case("r2-zero3-plain", 2, "ring", 3, **RECOMPUTE),
+        case("u2-bf16-rich", 2, "ulysses", 1, **BF16),
+        case("r2-fp16-plain", 2, "ring", 2, precision="fp16"),
+    ],
+    4: [
+        case("u2-tp2-rich", 2, "ulysses", 1, **SPLIT),
+        case("r2-tp2-plain", 2, "ring", 0, model_parallel_size=2),
+        case("r2-tp2-sp-rich", 2, "ring", 3, **SPLIT),
+        case("u2-pp2-plain", 2, "ulysses", 1, **STAGES),
+        case("r2-pp2-rich", 2, "ring", 0, **STAGES, **RECOMPUTE),
+        case("u2-dp2-rich", 2, "ulysses", 3),
+        case("r2-dp2-plain", 2, "ring", 2, train_micro_batch_size_per_gpu=2),
+        case("u4-rich", 4, "ulysses", 2),
+        case("r4-zero0-plain", 4, "ring"),
+        case("r4-rich", 4, "ring", 1),
+    ],
+    8: [case("r2-tp2-pp2-rich", 2, "ring", 1, **SPLIT, **STAGES)],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
+    folder = tmp_path_factory.mktemp("runs")
+    found: Runs = {}
+    for ranks, cases in BY_RANKS.items():
+        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder, 200), strict=True)
+    return folder, found
+
+
+@pytest.mark.slow
+def test_every_layout_follows_one_rank(runs: tuple[Path, Runs]) -> None:
+    folder, found = runs
+    assert found["rich"].losses[-1] < found["rich"].losses[0] - 0.3, "the reference learns"
+    for name, outcome in found.items():
+        if "16" in name:
+            continue
+        reference = found[name.rpartition("-")[2]]
+        assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), name
+        assert outcome.norms == pytest.approx(reference.norms, rel=1e-5), name
+        assert outcome.eval_loss == pytest.approx(reference.eval_loss, rel=1e-5), name
+        expected, weights = (dict(read_weights(folder / each)) for each in (name.rpartition("-")[2], name))
+        assert weights.keys() == expected.keys()
+        for key, weight in weights.items():
+            assert torch.dist(weight, expected[key]) <= 1e-4 * expected[key].norm() + 1e-7, (name, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["u2-bf16-rich", "r2-fp16-plain"])
+def test_half_precision_stays_near_fp32(name: str, runs: tuple[Path, Runs]) -> None:
+    _, found = runs
+    assert found[name].losses == pytest.approx(found[name.rpartition("-")[2]].losses, rel=0.01)
