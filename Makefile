@@ -26,10 +26,10 @@ demo: install ## text -> trained model -> sample -> Hugging Face folder, in one 
 test: install lint ## everything that proves that it works
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-grid: install ## every parallel layout of up to 8 ranks against one rank (10 minutes), into grid.txt
+grid: install ## every parallel layout of up to 8 ranks against one rank, into grid.txt
 	PYTHONPATH=.:tests $(BIN)/python tests/parallel/grid.py --write grid.txt
 
-switch: install ## from each of 8 layouts to each other by a checkpoint (20 minutes), into switch.txt
+switch: install ## from each of 8 layouts to each other by a checkpoint, into switch.txt
 	PYTHONPATH=.:tests $(BIN)/python tests/parallel/switch.py --write switch.txt
 
 lint: install ## ruff and mypy

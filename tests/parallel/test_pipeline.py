@@ -116,21 +116,34 @@ def test_tensor_ranks_within_each_stage(one_rank: tuple[Path, dict[str, Outcome]
 
 
 @pytest.mark.slow
-def test_low_precision_stays_close(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
+def test_low_precision_follows_fp32(tmp_path: Path) -> None:
+    """Each of 50 steps of two stages of two tensor ranks: 0.06 % was seen in bf16, 0.01 % in fp16."""
+    model = {"hidden_size": 64}
+    layout = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 4}
+    layout |= {"model_parallel_size": 2, "sequence_parallel": True}
+    expected = outcomes([Case("fp32", model, last=50)], 1, tmp_path)[0]
+    assert expected.losses[-1] < expected.losses[0] / 2, "the reference learns"
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 12}}  # low enough for no step to be skipped
+    cases = [
+        Case("bf16", model | layout | {"precision": "bf16"}, last=50),
+        Case("fp16", model | layout | fp16, last=50),
+    ]
+    for case, outcome in zip(cases, outcomes(cases, 4, tmp_path, 120), strict=True):
+        assert outcome.losses == pytest.approx(expected.losses, rel=0.01), case.name
+        assert outcome.eval_loss == pytest.approx(expected.eval_loss, rel=0.01), case.name
+
+
+@pytest.mark.slow
+def test_stages_skip_the_same_steps(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
+    """fp16 that begins with a scale that overflows."""
     folder, references = one_rank
-    # fp16 begins with a scale that overflows: the first steps are skipped on every stage alike.
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 18, "hysteresis": 1}}
-    for ranks in (2, 4):
-        cases = [
-            Case(**pipeline(f"bf16-{ranks}", 2, 3, 0, **TIED, precision="bf16")),
-            Case(**pipeline(f"fp16-{ranks}", 2, 3, 1, **TIED, **fp16)),
-        ]
-        for case, outcome in zip(cases, outcomes(cases, ranks, folder), strict=True):
-            skipped = sum(norm == float("inf") for norm in outcome.norms)
-            assert skipped <= 3
-            kept, expected = outcome.losses[skipped:], references["tied"].losses[: 20 - skipped]
-            assert kept[0] == pytest.approx(expected[0], rel=0.03), case.name
-            assert kept[-1] == pytest.approx(expected[-1], rel=0.03), case.name
+    outcome = outcomes([Case(**pipeline("fp16", 2, 3, 1, **TIED, **fp16))], 2, folder)[0]
+    skipped = sum(norm == float("inf") for norm in outcome.norms)
+    assert skipped <= 3
+    kept, expected = outcome.losses[skipped:], references["tied"].losses[: 20 - skipped]
+    assert kept[0] == pytest.approx(expected[0], rel=0.03)
+    assert kept[-1] == pytest.approx(expected[-1], rel=0.03)
 
 
 def resumed(name: str, load: str, last: int, keys: dict[str, Any]) -> Case:
