@@ -147,7 +147,7 @@ def mean_by_kind(traffic: Any, steps: int) -> dict[str, float]:
 
     sent = torch.tensor([traffic.bytes[kind] for kind in KINDS], dtype=torch.float64)
     torch.distributed.all_reduce(sent)
-    sent /= steps * torch.distributed.get_world_size()
+    sent /= max(steps, 1) * torch.distributed.get_world_size()
     return {kind: size for kind, size in zip(KINDS, sent.tolist(), strict=True) if size}
 
 
