@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron_lite.data.fill_in import FillIn
 from megatron_lite.data.fingerprint import Fingerprint, fingerprint
 from megatron_lite.data.indexed import IndexedDataset
+from megatron_lite.data.masked import Masking
 from megatron_lite.data.mixture import Mixture, phase
 from megatron_lite.data.packing import DocumentDataset
 from megatron_lite.data.remote import RemoteDataset, is_remote
 from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
 from megatron_lite.data.stitched import StitchedDataset
-from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_lite.data.transformed import Transform, TransformedDataset
 from megatron_lite.data.windows import ChunkDataset, Dataset, WindowDataset
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.seeds import derive_seed
@@ -102,7 +105,7 @@ class Splits:
             return None
         corpora = [self._corpus(source.prefix) for source in sources]
         parts = {
-            name: self._dataset(source, corpus, split, number)
+            name: self._changed(self._dataset(source, corpus, split, number), split, number)
             for number, (name, source, corpus) in enumerate(
                 zip(names_of(sources), sources, corpora, strict=True)
             )
@@ -123,12 +126,20 @@ class Splits:
         if not source.is_whole:
             documents = document_bounds(config.data.split, corpus.document_count)[SPLITS.index(split)]
         labels = self._labels(source, corpus)
-        run_seed = config.training.seed if split == "train" else EVALUATION_SEED
-        seed = derive_seed(run_seed, "data", split, number)
+        seed = self._seed(split, number)
         if config.data.pack_impl != "packed":
             packs, chopped = config.data.pack_impl == "pack_until_overflow", config.data.allow_chopped
             return DocumentDataset(
-                corpus, documents, length, vocab_size, seed, split, packs, chopped, self._eod_id, labels
+                corpus,
+                documents,
+                length,
+                vocab_size,
+                seed,
+                split,
+                packs,
+                chopped,
+                self._tokenizer.eod_id,
+                labels,
             )
         if source.mode == "chunks":
             return ChunkDataset(corpus, documents, length, vocab_size, split, labels)
@@ -136,12 +147,36 @@ class Splits:
             return WindowDataset(corpus, documents, length, vocab_size, seed, split, labels)
         is_random = source.mode == "documents_random"
         return StitchedDataset(
-            corpus, documents, length, vocab_size, seed, split, source.stitch, self._eod_id, is_random
+            corpus,
+            documents,
+            length,
+            vocab_size,
+            seed,
+            split,
+            source.stitch,
+            self._tokenizer.eod_id,
+            is_random,
         )
 
+    def _changed(self, dataset: Dataset, split: str, number: int) -> Dataset:
+        """Data set ``number`` of ``split`` as fill-in-the-middle or masking change it."""
+        keys, vocab_size = self._config.objective, self._config.model.vocab_size
+        if keys.mlm_training:
+            assert vocab_size is not None
+            transform: Transform = Masking.of_keys(keys, self._tokenizer, vocab_size)
+        elif keys.fim_rate:
+            transform = FillIn.of_keys(keys, self._tokenizer)
+        else:
+            return dataset
+        return TransformedDataset(dataset, transform, self._seed(split, number))
+
+    def _seed(self, split: str, number: int) -> int:
+        run_seed = self._config.training.seed if split == "train" else EVALUATION_SEED
+        return derive_seed(run_seed, "data", split, number)
+
     @cached_property
-    def _eod_id(self) -> int:
-        return load_tokenizer(self._config.data).eod_id
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._config.data)
 
     def _labels(self, source: Source, corpus: IndexedDataset) -> IndexedDataset | None:
         """The labels of ``source``, whose tokens are ``corpus``.
