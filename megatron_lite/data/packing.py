@@ -23,7 +23,7 @@ class DocumentDataset:
 
     - ``pack_until_overflow`` (``packs``): a row takes documents, in the order of the file, until the next one
       does not fit. The rows are shuffled anew each epoch. Opening looks at every document's length: about 0.1
-      s for a million of them, and eight bytes a row are kept.
+      s for a million of them, and sixteen bytes a row are kept.
     - ``unpacked``: one document a row, shuffled anew each epoch. Opening reads nothing, unless
       ``allow_chopped`` is false.
 
