@@ -43,7 +43,7 @@ class AnswerEncoder(Encoder):
         learned = np.array([flag for _, flag in segments])
         labels = np.where(np.repeat(learned, lengths), tokens, UNCOUNTED).astype(self.dtype)
         lengths = np.add.reduceat(lengths, firsts)
-        tokens, labels, lengths = self._ended(tokens, labels, lengths, last_learned(documents))
+        tokens, labels, lengths = self._with_end(tokens, labels, lengths, last_learned(documents))
         size = sum(len(text.encode()) for text, _ in segments)
         return {"text": (tokens, lengths, size), "label": (labels, lengths, size)}
 
@@ -64,7 +64,7 @@ class AnswerEncoder(Encoder):
             keep[ends - 1 - place] = False
         return tokens[keep], lengths - removed_before - after
 
-    def _ended(
+    def _with_end(
         self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray, learned: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Documents with the end-of-document token behind those that do not end with it yet."""
