@@ -17,6 +17,9 @@ def check_data(keys: Keys) -> dict[str, Any]:
         raise Contradiction(f"{' and '.join(named)} both name the training data: keep one", *named)
     for split in ("train", "valid", "test"):
         _check_weights(keys, split)
+        _check_labels(keys, split)
+    _check_whole_documents(keys)
+    _check_objective(keys)
     _check_schedule(keys)
     if keys.get("weight_by_num_documents") and "data_temperature" in keys:
         raise Contradiction(
@@ -34,6 +37,68 @@ def _check_weights(keys: Keys, split: str) -> None:
             f"{split}_data_weights has {len(weights)} numbers for {len(paths)} {split}_data_paths",
             f"{split}_data_weights",
             f"{split}_data_paths",
+        )
+
+
+def _check_labels(keys: Keys, split: str) -> None:
+    key = f"{split}_label_data_paths"
+    paths, labels = keys.get(f"{split}_data_paths") or [], keys.get(key)
+    if not labels:
+        return
+    if len(labels) != len(paths):
+        raise Contradiction(
+            f"{key} names {len(labels)} files for {len(paths)} {split}_data_paths: name one for each",
+            key,
+            f"{split}_data_paths",
+        )
+    mode = keys.get("sampling_mode", "windows")
+    if mode.startswith("documents_"):
+        raise Contradiction(
+            f"sampling_mode {mode} puts tokens between documents, for which {key} has no labels: choose "
+            "windows or chunks, or pack_impl: pack_until_overflow",
+            "sampling_mode",
+            key,
+        )
+
+
+def _check_whole_documents(keys: Keys) -> None:
+    kind = keys.get("pack_impl", "packed")
+    modes = {keys.get("sampling_mode", "windows"), *(mode for _, _, mode, _ in keys.get("datasets") or [])}
+    if kind != "packed" and modes != {"windows"}:
+        other = min(modes - {"windows"})
+        raise Contradiction(
+            f"pack_impl {kind} takes whole documents where {other} cuts them: keep one",
+            "pack_impl",
+            "sampling_mode",
+            "datasets",
+        )
+
+
+def _check_objective(keys: Keys) -> None:
+    """Fill-in-the-middle and masked language modelling change windows of text, one of the two."""
+    wanted = [key for key in ("fim_rate", "mlm_training") if keys.get(key)]
+    if len(wanted) == 2:
+        raise Contradiction("fim_rate and mlm_training do not go together: keep one", *wanted)
+    labels = [key for split in ("train", "valid", "test") if keys.get(key := f"{split}_label_data_paths")]
+    others = labels + (["pack_impl"] if keys.get("pack_impl", "packed") != "packed" else [])
+    if wanted and others:
+        raise Contradiction(
+            f"{wanted[0]} changes windows of text, which {others[0]} does not give: remove one",
+            wanted[0],
+            others[0],
+        )
+    if not keys.get("mlm_training"):
+        return
+    if keys.get("mlm_mask_id") is None:
+        raise Contradiction(
+            "mlm_training needs mlm_mask_id, the id of the token that stands for hidden ones", "mlm_training"
+        )
+    if keys.get("mlm_same_token_prob", 0.1) + keys.get("mlm_random_token_prob", 0.1) > 1:
+        raise Contradiction(
+            "mlm_same_token_prob and mlm_random_token_prob are shares of the same tokens, and add up to more "
+            "than 1: lower them",
+            "mlm_same_token_prob",
+            "mlm_random_token_prob",
         )
 
 

@@ -218,13 +218,14 @@ def _paths(keys: Keys) -> dict[str, Any]:
 
 
 def _documents(keys: Keys) -> dict[str, Any]:
-    if keys.get("reset_position_ids") and not keys.get("reset_attention_mask"):
+    whole = keys.get("pack_impl", "packed") != "packed"
+    if keys.get("reset_position_ids") and not (whole or keys.get("reset_attention_mask")):
         raise Contradiction(
             "reset_position_ids gives tokens that see each other the same positions: set "
             "reset_attention_mask too, or remove it",
             "reset_position_ids",
         )
-    return {}
+    return {"reset_position_ids": whole}
 
 
 def _generation(keys: Keys) -> dict[str, Any]:

@@ -90,7 +90,6 @@ RETIRED: dict[str, Unused] = (
     | _keys("reading needs no worker processes", "num_workers", 0, 1, 2)
     | _keys("the operating system reads ahead", "mmap_warmup")
     | _keys("nothing is built that would have to be shared", "use_shared_fs", True)
-    | _keys("windows are packed, never chopped", "allow_chopped", True, False)
     | _keys(
         "the schedule is a function of the step and of these keys only",
         "override_lr_scheduler use_checkpoint_lr_scheduler",
@@ -202,13 +201,12 @@ REFUSED: dict[str, Unused] = (
     | _keys("weights are not served over sockets", "serve_model_weights")
     | _keys("training is measured in steps: use train_iters", "train_epochs")
     | _keys("the schedule is made of lr_decay_style, warmup and their companions", "scheduler")
-    | _keys("windows are packed across documents", "pack_impl", "packed")
     | _keys("there is one kind of data set, of text", "dataset_impl", "gpt2")
     | _keys("training is on next tokens only", "train_impl", "normal")
     | _keys("the z-loss is not there", "z_loss", 0)
     | _keys(
-        "data sets with labels, rewards or preferences are not there",
-        "train_label_data_paths valid_label_data_paths test_label_data_paths train_reward_data_paths "
+        "data sets with rewards or preferences are not there",
+        "train_reward_data_paths "
         "valid_reward_data_paths test_reward_data_paths pos_train_data_paths neg_train_data_paths "
         "pos_valid_data_paths neg_valid_data_paths pos_test_data_paths neg_test_data_paths "
         "pos_train_label_data_paths neg_train_label_data_paths pos_valid_label_data_paths "

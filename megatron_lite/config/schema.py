@@ -11,6 +11,7 @@ from megatron_lite.config.sections.generation import GenerationSection
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.config.sections.logging import LoggingSection
 from megatron_lite.config.sections.model import ModelSection
+from megatron_lite.config.sections.objective import ObjectiveSection
 from megatron_lite.config.sections.optimizer import OptimizerSection
 from megatron_lite.config.sections.parallel import ParallelSection
 from megatron_lite.config.sections.precision import PrecisionSection
@@ -23,6 +24,7 @@ SECTIONS: dict[str, type[Section]] = {
     "parallel": ParallelSection,
     "batch": BatchSection,
     "data": DataSection,
+    "objective": ObjectiveSection,
     "optimizer": OptimizerSection,
     "schedule": ScheduleSection,
     "precision": PrecisionSection,

@@ -95,7 +95,7 @@ def _data(config: Config) -> str:
     if not paths:
         return "the embedded default: the source text of Python's standard library"
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    apart = ", documents apart" if data.reset_attention_mask else ""
+    apart = ", documents apart" if data.reset_attention_mask or data.pack_impl != "packed" else ""
     return f"{paths[0]}{more}, {data.tokenizer_type} {data.vocab_file or ''}".rstrip() + apart
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from megatron_lite.data.samples import Sample, as_sample
 from megatron_lite.data.windows import Dataset
 
 
@@ -45,18 +46,41 @@ def micro_batch(
 
     What follows a ``masked_token`` does not count in the loss (GPT-NeoX's ``eod_mask_loss``, with the
     end-of-document id: the first token of a document cannot be foreseen). Behind a ``document_end`` another
-    document begins (Megatron's ``reset_attention_mask``). Towards a GPU the copy starts from
-    pinned memory and does not wait for itself.
+    document begins (Megatron's ``reset_attention_mask``).
     """
-    samples = np.stack([dataset[first_sample + offset] for offset in range(count)])
-    starts = None if document_end is None else document_starts(samples[:, :-1], document_end)
-    windows = torch.from_numpy(samples)
-    if device.type == "cuda":
-        windows = windows.pin_memory()
-    windows = windows.to(device, non_blocking=True)
-    tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-    loss_mask = None if masked_token is None else (tokens != masked_token).float()
+    samples = [dataset[first_sample + offset] for offset in range(count)]
+    starts = None
+    if isinstance(samples[0], Sample):
+        rows = [as_sample(sample) for sample in samples]
+        inputs = np.stack([row.tokens for row in rows])
+        given = [row.starts for row in rows if row.starts is not None]
+        starts = torch.from_numpy(np.stack(given)) if given else None
+        tokens = _to_device(inputs, device)
+        labels = _to_device(np.stack([row.labels for row in rows]), device)
+        # The mask is there even if all counts: ranks count tokens together, and all must know it.
+        loss_mask = (labels >= 0).float()
+        labels = labels.clamp(min=0)
+    else:
+        windows = np.stack([sample for sample in samples if isinstance(sample, np.ndarray)])
+        inputs = windows[:, :-1]
+        on_device = _to_device(windows, device)
+        tokens, labels = on_device[:, :-1].contiguous(), on_device[:, 1:].contiguous()
+        loss_mask = None
+    if masked_token is not None:
+        unmasked = (tokens != masked_token).float()
+        loss_mask = unmasked if loss_mask is None else loss_mask * unmasked
+    if document_end is not None:
+        ended = document_starts(inputs, document_end)
+        starts = ended if starts is None else torch.maximum(starts, ended)
     return Batch(tokens, labels, loss_mask, starts)
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """``array`` on ``device``; towards a GPU from pinned memory, without waiting."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def unread(_dataset: Dataset, _first_sample: int, count: int, length: int) -> Batch:

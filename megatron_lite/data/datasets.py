@@ -7,13 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from megatron_lite.data.fill_in import FillIn
 from megatron_lite.data.fingerprint import Fingerprint, fingerprint
 from megatron_lite.data.indexed import IndexedDataset
+from megatron_lite.data.masked import Masking
 from megatron_lite.data.mixture import Mixture, phase
+from megatron_lite.data.packing import DocumentDataset
 from megatron_lite.data.remote import RemoteDataset, is_remote
 from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
 from megatron_lite.data.stitched import StitchedDataset
-from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_lite.data.transformed import Transform, TransformedDataset
 from megatron_lite.data.windows import ChunkDataset, Dataset, WindowDataset
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.seeds import derive_seed
@@ -80,12 +86,15 @@ class Splits:
                     dataset[index]
 
     def fingerprints(self) -> dict[str, list[Fingerprint]]:
-        """By split ("train" and "valid"), the fingerprints of the data sets, in their order."""
-        data = self._config.data
-        return {
-            split: [fingerprint(self._corpus(source.prefix)) for source in sources_of(data, split)]
-            for split in ("train", "valid")
-        }
+        """By split ("train" and "valid"), the fingerprints of the data sets, in their order, then those of
+        their labels."""
+        files: dict[str, list[Fingerprint]] = {}
+        for split in ("train", "valid"):
+            sources = sources_of(self._config.data, split)
+            prefixes = [source.prefix for source in sources]
+            prefixes += [source.labels for source in sources if source.labels]
+            files[split] = [fingerprint(self._corpus(prefix)) for prefix in prefixes]
+        return files
 
     def _open(self, split: str) -> Mixture | None:
         """The mixture of a split; None if it has no data set, or the key ``split`` gives it no share."""
@@ -96,7 +105,7 @@ class Splits:
             return None
         corpora = [self._corpus(source.prefix) for source in sources]
         parts = {
-            name: self._dataset(source, corpus, split, number)
+            name: self._changed(self._dataset(source, corpus, split, number), split, number)
             for number, (name, source, corpus) in enumerate(
                 zip(names_of(sources), sources, corpora, strict=True)
             )
@@ -116,17 +125,78 @@ class Splits:
         documents = (0, corpus.document_count)
         if not source.is_whole:
             documents = document_bounds(config.data.split, corpus.document_count)[SPLITS.index(split)]
+        labels = self._labels(source, corpus)
+        seed = self._seed(split, number)
+        if config.data.pack_impl != "packed":
+            packs, chopped = config.data.pack_impl == "pack_until_overflow", config.data.allow_chopped
+            return DocumentDataset(
+                corpus,
+                documents,
+                length,
+                vocab_size,
+                seed,
+                split,
+                packs,
+                chopped,
+                self._tokenizer.eod_id,
+                labels,
+            )
         if source.mode == "chunks":
-            return ChunkDataset(corpus, documents, length, vocab_size, split)
-        run_seed = config.training.seed if split == "train" else EVALUATION_SEED
-        seed = derive_seed(run_seed, "data", split, number)
+            return ChunkDataset(corpus, documents, length, vocab_size, split, labels)
         if source.mode == "windows":
-            return WindowDataset(corpus, documents, length, vocab_size, seed, split)
+            return WindowDataset(corpus, documents, length, vocab_size, seed, split, labels)
         is_random = source.mode == "documents_random"
-        eod_id = load_tokenizer(config.data).eod_id
         return StitchedDataset(
-            corpus, documents, length, vocab_size, seed, split, source.stitch, eod_id, is_random
+            corpus,
+            documents,
+            length,
+            vocab_size,
+            seed,
+            split,
+            source.stitch,
+            self._tokenizer.eod_id,
+            is_random,
         )
+
+    def _changed(self, dataset: Dataset, split: str, number: int) -> Dataset:
+        """Data set ``number`` of ``split`` as fill-in-the-middle or masking change it."""
+        keys, vocab_size = self._config.objective, self._config.model.vocab_size
+        if keys.mlm_training:
+            assert vocab_size is not None
+            transform: Transform = Masking.of_keys(keys, self._tokenizer, vocab_size)
+        elif keys.fim_rate:
+            transform = FillIn.of_keys(keys, self._tokenizer)
+        else:
+            return dataset
+        return TransformedDataset(dataset, transform, self._seed(split, number))
+
+    def _seed(self, split: str, number: int) -> int:
+        run_seed = self._config.training.seed if split == "train" else EVALUATION_SEED
+        return derive_seed(run_seed, "data", split, number)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._config.data)
+
+    def _labels(self, source: Source, corpus: IndexedDataset) -> IndexedDataset | None:
+        """The labels of ``source``, whose tokens are ``corpus``.
+
+        Raises:
+            DataError: they are not of the same documents. Both indexes are read for that, some milliseconds
+                for a million documents.
+        """
+        if source.labels is None:
+            return None
+        labels = self._corpus(source.labels)
+        if not np.array_equal(corpus.documents, labels.documents) or not np.array_equal(
+            corpus.lengths, labels.lengths
+        ):
+            raise DataError(
+                f"the labels {labels.name} have {labels.document_count} documents with {len(labels.tokens)} "
+                f"tokens, which are not those of {corpus.name} ({corpus.document_count}, "
+                f"{len(corpus.tokens)}): give the label files that were made with it"
+            )
+        return labels
 
 
 def open_corpus(prefix: str, data: DataSection) -> IndexedDataset:

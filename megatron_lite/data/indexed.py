@@ -128,6 +128,24 @@ class IndexedDataset:
             raise self._damaged(document)
         return start
 
+    def token_starts(self, first: int, last: int) -> np.ndarray:
+        """:meth:`token_start` of the documents ``first`` … ``last`` (both included): int64.
+
+        Raises:
+            DataError: the index is damaged there.
+        """
+        sequences = self.documents[first : last + 1]
+        starts = np.full(len(sequences), len(self.tokens), np.int64)
+        inside = sequences != len(self.offsets)
+        known = sequences[inside]
+        if len(known) and not 0 <= known.min() <= known.max() < len(self.offsets):
+            raise self._damaged(first)
+        starts[inside] = self.offsets[known] // self.dtype.itemsize
+        falls = np.flatnonzero(np.diff(starts) < 0)
+        if len(falls) or starts[0] < 0 or starts[-1] > len(self.tokens):
+            raise self._damaged(first + int(falls[0] if len(falls) else 0))
+        return starts
+
     def _damaged(self, document: int) -> DataError:
         return DataError(
             f"{self.idx_path} is damaged at document {document}: it begins where no token is, or after its "

@@ -6,9 +6,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from megatron_lite.data.blend import Blend
+from megatron_lite.data.samples import Sample, Window
 from megatron_lite.data.windows import Dataset
 from megatron_lite.utils.errors import DataError
 
@@ -59,8 +58,8 @@ class Mixture:
         for start in self._starts[1:]:
             self._before.append(self.counts(start))
 
-    def __getitem__(self, sample: int) -> np.ndarray:
-        """Sample ``sample`` ≥ 0: int64 [seq_length + 1]."""
+    def __getitem__(self, sample: int) -> Window | Sample:
+        """Sample ``sample`` ≥ 0."""
         dataset, index = self.locate(sample)
         return self._datasets[dataset][index]
 

@@ -25,6 +25,7 @@ class Source:
         stitch: documents that make a sample, for the modes that cut samples out of documents.
         weight: how often to draw from it, beside the other data sets; None when that is not said.
         is_whole: all its documents belong to the split; else the key ``split`` divides them.
+        labels: prefix of its label files; None: every next token is a label.
     """
 
     prefix: str
@@ -32,6 +33,7 @@ class Source:
     stitch: int
     weight: float | None
     is_whole: bool
+    labels: str | None = None
 
 
 def sources_of(data: DataSection, split: str) -> list[Source]:
@@ -42,10 +44,11 @@ def sources_of(data: DataSection, split: str) -> list[Source]:
     """
     paths: Sequence[str] = getattr(data, f"{split}_data_paths") or []
     weights: Sequence[float | None] = getattr(data, f"{split}_data_weights") or [None] * len(paths)
+    labels: Sequence[str | None] = getattr(data, f"{split}_label_data_paths") or [None] * len(paths)
     if paths or data.train_data_paths:
         return [
-            Source(path, data.sampling_mode, data.stitch, weight, is_whole=True)
-            for path, weight in zip(paths, weights, strict=True)
+            Source(path, data.sampling_mode, data.stitch, weight, is_whole=True, labels=label)
+            for path, weight, label in zip(paths, weights, labels, strict=True)
         ]
     has_own = bool(data.valid_data_paths or data.test_data_paths)
     if has_own and split != "train":

@@ -6,11 +6,15 @@ import numpy as np
 
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.permutation import CHUNK_BYTES, POOL_CHUNKS
+from megatron_lite.data.samples import Sample, Window
 from megatron_lite.utils.errors import DataError
 
 
 class Stretch:
     """The documents ``first`` … ``last`` (exclusive) of a corpus, end to end.
+
+    ``labels`` are those of GPT-NeoX: another corpus of as many documents of the same lengths, with the token
+    itself in each place that is to be predicted, and a negative number in the others.
 
     Attributes:
         documents: how many they are.
@@ -20,11 +24,17 @@ class Stretch:
     """
 
     def __init__(
-        self, corpus: IndexedDataset, documents: tuple[int, int], vocab_size: int, split: str
+        self,
+        corpus: IndexedDataset,
+        documents: tuple[int, int],
+        vocab_size: int,
+        split: str,
+        labels: IndexedDataset | None = None,
     ) -> None:
         self.first, last = documents
         self.documents = last - self.first
         self._corpus = corpus
+        self._labels = labels
         self._vocab_size = vocab_size
         self._split = split
         self._start = corpus.token_start(self.first)
@@ -55,13 +65,44 @@ class Stretch:
         """
         tokens = self._corpus.tokens[self._start + start : self._start + stop].astype(np.int64)
         if len(tokens) and (tokens.max() >= self._vocab_size or tokens.min() < 0):
-            wrong = tokens[(tokens >= self._vocab_size) | (tokens < 0)][0]
-            raise DataError(
-                f"{self._corpus.name}.bin holds the token id {wrong}, outside the vocabulary of "
-                f"{self._vocab_size}: train with the tokenizer that made this file, or preprocess the text "
-                "with the run's tokenizer"
-            )
+            raise self._stranger(self._corpus, tokens[(tokens >= self._vocab_size) | (tokens < 0)][0])
         return tokens
+
+    def read_labels(self, start: int, stop: int) -> np.ndarray:
+        """What is to be predicted in the places ``start`` … ``stop`` (exclusive) of the stream: int64.
+
+        Negative where nothing is; without labels, the tokens.
+
+        Raises:
+            DataError: a label is not in the vocabulary.
+        """
+        if self._labels is None:
+            return self.read(start, stop)
+        labels = self._labels.tokens[self._start + start : self._start + stop].astype(np.int64)
+        if len(labels) and labels.max() >= self._vocab_size:
+            raise self._stranger(self._labels, labels.max())
+        return labels
+
+    def sample(self, start: int, stop: int) -> Window | Sample:
+        """The sample of tokens ``start`` … ``stop`` (exclusive), of which the last is only predicted.
+
+        Raises:
+            DataError: a token or label is not in the vocabulary.
+        """
+        if self._labels is None:
+            return self.read(start, stop)
+        return Sample(self.read(start, stop - 1), self.read_labels(start + 1, stop))
+
+    def document_starts(self, first: int, last: int) -> np.ndarray:
+        """Where each of the documents ``first`` … ``last`` (exclusive) of the stretch begins in its stream,
+        and where the last of them ends: int64 [last - first + 1]. Reads the index of these."""
+        return self._corpus.token_starts(self.first + first, self.first + last) - self._start
+
+    def _stranger(self, corpus: IndexedDataset, token: int) -> DataError:
+        return DataError(
+            f"{corpus.name}.bin holds the token id {token}, outside the vocabulary of {self._vocab_size}: "
+            "train with the tokenizer that made this file, or preprocess the text with the run's tokenizer"
+        )
 
     def announce(self, token: int) -> None:
         """Say that tokens around ``token`` will be read soon: their chunk is fetched in one piece."""

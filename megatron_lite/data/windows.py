@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.permutation import Epochs
+from megatron_lite.data.samples import Sample, Window
 from megatron_lite.data.stretch import Stretch
 
 
@@ -22,8 +21,8 @@ class Dataset(Protocol):
     def tokens(self) -> int:
         """Tokens in the data."""
 
-    def __getitem__(self, sample: int) -> np.ndarray:
-        """Sample ``sample`` ≥ 0: int64 [seq_length + 1]."""
+    def __getitem__(self, sample: int) -> Window | Sample:
+        """Sample ``sample`` ≥ 0. A data set gives windows only, or samples with labels only."""
 
 
 class WindowDataset:
@@ -32,6 +31,7 @@ class WindowDataset:
     The documents are one stream of tokens; window w is ``stream[w·s : w·s + s + 1]`` for s = ``seq_length``,
     so windows share one token: each token but the first is predicted once an epoch. Sample i of epoch e is
     window π(i) for a permutation π keyed by ``seed`` and e. Opening reads nothing; a sample reads its window.
+    With ``labels`` (see :class:`Stretch`) samples have labels of their own.
 
     Attributes:
         samples_per_epoch: windows in the stream.
@@ -49,9 +49,10 @@ class WindowDataset:
         vocab_size: int,
         seed: int,
         split: str,
+        labels: IndexedDataset | None = None,
     ) -> None:
         self.seq_length = seq_length
-        self._stretch = Stretch(corpus, documents, vocab_size, split)
+        self._stretch = Stretch(corpus, documents, vocab_size, split, labels)
         self._stretch.require(seq_length + 1, "one sample of seq_length + 1")
         self.tokens = self._stretch.tokens
         self.samples_per_epoch = (self.tokens - 1) // seq_length
@@ -59,11 +60,11 @@ class WindowDataset:
         self._stretch.tokens_per_chunk = chunk * seq_length
         self._order = Epochs(self.samples_per_epoch, chunk, seed)
 
-    def __getitem__(self, sample: int) -> np.ndarray:
-        """Sample ``sample`` ≥ 0, counted through the epochs: int64 [seq_length + 1]."""
+    def __getitem__(self, sample: int) -> Window | Sample:
+        """Sample ``sample`` ≥ 0, counted through the epochs."""
         start = self._order(sample) * self.seq_length
         self._stretch.announce(start)
-        return self._stretch.read(start, start + self.seq_length + 1)
+        return self._stretch.sample(start, start + self.seq_length + 1)
 
 
 class ChunkDataset:
@@ -74,16 +75,22 @@ class ChunkDataset:
     """
 
     def __init__(
-        self, corpus: IndexedDataset, documents: tuple[int, int], seq_length: int, vocab_size: int, split: str
+        self,
+        corpus: IndexedDataset,
+        documents: tuple[int, int],
+        seq_length: int,
+        vocab_size: int,
+        split: str,
+        labels: IndexedDataset | None = None,
     ) -> None:
         self._length = seq_length + 1
-        self._stretch = Stretch(corpus, documents, vocab_size, split)
+        self._stretch = Stretch(corpus, documents, vocab_size, split, labels)
         self._stretch.require(self._length, "one sample of seq_length + 1")
         self.tokens = self._stretch.tokens
         self.samples_per_epoch = self.tokens // self._length
 
-    def __getitem__(self, sample: int) -> np.ndarray:
-        """Sample ``sample`` ≥ 0, counted through the epochs: int64 [seq_length + 1]."""
+    def __getitem__(self, sample: int) -> Window | Sample:
+        """Sample ``sample`` ≥ 0, counted through the epochs."""
         start = sample % self.samples_per_epoch * self._length
         self._stretch.announce(start)
-        return self._stretch.read(start, start + self._length)
+        return self._stretch.sample(start, start + self._length)

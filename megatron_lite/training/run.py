@@ -96,7 +96,8 @@ def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) ->
     """
     masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
     document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
-    if 0 < context.pipe.rank < context.pipe.size - 1 and document_end is None:
+    sees_documents = document_end is not None or config.data.pack_impl != "packed"
+    if 0 < context.pipe.rank < context.pipe.size - 1 and not sees_documents:
         return partial(unread, length=config.model.seq_length)
     return partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
 

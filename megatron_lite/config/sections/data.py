@@ -36,6 +36,13 @@ class DataSection(Section):
     """How often to draw from each of `valid_data_paths`. None: equally."""
     test_data_weights: list[NonNegativeFloat] | None = None
     """How often to draw from each of `test_data_paths`. None: equally."""
+    train_label_data_paths: list[Text] | None = None
+    """Prefixes of label files, one for each of `train_data_paths`: as many tokens in the same places,
+    negative where nothing is to be learned. `tools/preprocess_data_with_chat_template.py` writes them."""
+    valid_label_data_paths: list[Text] | None = None
+    """The same for `valid_data_paths`."""
+    test_label_data_paths: list[Text] | None = None
+    """The same for `test_data_paths`."""
     datasets: list[tuple[Text, Positive | None, SamplingMode, NonNegativeFloat | None]] | None = None
     """GPT-Neo's list of the training data, in place of `data_path`: for each its prefix, `stitch`,
     `sampling_mode` and weight, as `[data/web_text_document, 25, documents_random, 0.7]`. `split` divides
@@ -46,6 +53,11 @@ class DataSection(Section):
     shuffled documents joined, of which a random window, or the beginning, is taken."""
     stitch: Positive = 1
     """Documents that are joined for a sample of the `documents_` sampling modes."""
+    pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = "packed"
+    """Samples are `packed`: cut by `sampling_mode`, across documents; or whole documents that do not see each
+    other, padded: as many as fit (`pack_until_overflow`) or one (`unpacked`)."""
+    allow_chopped: Bool = True
+    """Cut off documents of more than `seq_length` + 1 tokens; false: leave them out. For whole documents."""
     train_data_weights_schedule: list[tuple[Positive, list[NonNegativeFloat]]] | None = None
     """Weights of the training data that take the place of earlier ones at given steps, as
     `[[1000, [0.5, 0.5]], [2000, [0, 1]]]`. Each data set goes on where it was."""
@@ -61,8 +73,9 @@ class DataSection(Section):
     """Leave end-of-document tokens out of the loss."""
     reset_attention_mask: Bool = False
     """Let no token see another document: one ends with each end-of-document token."""
-    reset_position_ids: Bool = False
-    """Count positions from the beginning of each document. Needs `reset_attention_mask`."""
+    reset_position_ids: Bool = derived("whether documents are whole (`pack_impl`)")
+    """Count positions from the beginning of each document. Needs `reset_attention_mask`, or whole documents
+    (`pack_impl`), for which it is the default."""
     accept_changed_data: Bool = False
     """Go on from a checkpoint though the data files have changed since it was written."""
     data_cache_dir: Text = derived("$XDG_CACHE_HOME (or ~/.cache) / megatron_lite")

@@ -83,6 +83,11 @@ class Encoded:
 class Encoder:
     """Encodes tasks with one tokenizer.
 
+    Attributes:
+        read_keys: keys that are read of each record.
+        reference: whether to encode by the tokenizer's own library where there is a faster one.
+        dtype: of all outputs.
+
     Raises:
         DataError: a token in ``prepend`` or ``append`` is none of the vocabulary.
     """
@@ -90,6 +95,8 @@ class Encoder:
     def __init__(self, settings: EncodeSettings, tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
+        self.read_keys = settings.keys
+        self.reference = settings.reference
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._before = [token_id(tokenizer, token) for token in settings.prepend]
         self._after = [token_id(tokenizer, token) for token in settings.append]
@@ -102,23 +109,27 @@ class Encoder:
         keys = self._settings.keys
         parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {key: [] for key in keys}
         encoded = Encoded({}, {}, text_bytes=dict.fromkeys(keys, 0))
-        for records in read_records(task, keys, self._settings.text):
+        for records in read_records(task, self.read_keys, self._settings.text):
             for bad in records.bad[: BAD_SHOWN - len(encoded.bad)]:
                 encoded.bad.append(shifted(bad, encoded.lines))
             encoded.bad_count += len(records.bad)
             encoded.dropped += records.dropped
             encoded.lines += records.lines
-            encoded.records += len(records.texts[keys[0]])
-            for key, texts in records.texts.items():
-                encoded.text_bytes[key] += utf8_bytes(texts)
-                parts[key].append(self._arrays(texts))
+            encoded.records += len(records.texts[self.read_keys[0]])
+            for key, (tokens, lengths, size) in self.encode(records.texts).items():
+                encoded.text_bytes[key] += size
+                parts[key].append((tokens, lengths))
         for key in keys:
             encoded.tokens[key] = joined([tokens for tokens, _ in parts[key]], self.dtype)
             encoded.lengths[key] = joined([lengths for _, lengths in parts[key]], np.dtype("<i4"))
         return encoded
 
+    def encode(self, texts: dict[str, list[str]]) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
+        """Output → (tokens of all documents end to end, lengths int32, bytes of text) of ``texts`` by key."""
+        return {key: (*self._arrays(column), utf8_bytes(column)) for key, column in texts.items()}
+
     def _arrays(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, lengths = self._tokenizer.encode_arrays(texts, self._settings.reference, self._ended)
+        tokens, lengths = self._tokenizer.encode_arrays(texts, self.reference, self._ended)
         tokens, lengths = surround(tokens.astype(self.dtype, copy=False), lengths, self._before, self._after)
         if self._settings.max_tokens is not None:
             lengths = split_lengths(lengths, self._settings.max_tokens)

@@ -11,7 +11,7 @@ import orjson
 
 from megatron_lite.data.preprocessing.sources import Task, decompressed, find_sources, read_whole
 from megatron_lite.data.preprocessing.streams import damage_named
-from megatron_lite.data.preprocessing.transforms import Predicate, TextSettings, transformed
+from megatron_lite.data.preprocessing.transforms import BadRecord, Predicate, TextSettings, transformed
 from megatron_lite.utils.errors import DataError
 
 PARAGRAPHS = "\n\n"
@@ -54,10 +54,6 @@ class Records:
     dropped: int = 0
 
 
-class BadRecord(ValueError):
-    """Why a record is broken."""
-
-
 def read_records(task: Task, keys: Sequence[str], settings: TextSettings) -> Iterator[Records]:
     """The texts of ``task`` under each of ``keys``, after the steps that ``settings`` ask for.
 
@@ -95,7 +91,7 @@ def json_lines(task: Task, keys: Sequence[str], settings: TextSettings) -> Itera
     del block
     if not lines[-1]:
         lines.pop()
-    if settings.filter is None:
+    if settings.filter is None and settings.conversation is None:
         try:
             found = [orjson.loads(line) for line in lines]
             texts = {key: [record[key] for record in found] for key in keys}
@@ -163,7 +159,9 @@ def one_by_one(
             record = parse(item)
             if record is None:
                 continue
-            row = texts_of(record, keys)
+            row = (
+                texts_of(record, keys) if settings.conversation is None else [segments_json(record, settings)]
+            )
             if keep is not None and not keep(record):
                 records.dropped += 1
                 continue
@@ -174,6 +172,14 @@ def one_by_one(
         for key, text in zip(keys, row, strict=True):
             records.texts[key].append(text)
     return records
+
+
+def segments_json(record: Any, settings: TextSettings) -> str:
+    """The segments of ``record`` as JSON. Raises BadRecord when it is no conversation."""
+    from megatron_lite.data.preprocessing.conversations import segments_of
+
+    assert settings.conversation is not None
+    return orjson.dumps(segments_of(record, settings.conversation)).decode()
 
 
 def texts_of(record: Any, keys: Sequence[str]) -> list[str]:
@@ -277,7 +283,8 @@ def arrow(task: Task, keys: Sequence[str], settings: TextSettings) -> Iterator[R
 
 def needed(keys: Sequence[str], settings: TextSettings) -> list[str]:
     """The keys that are read of each record."""
-    return [*keys, Predicate(settings.filter).key] if settings.filter else list(keys)
+    wanted = list(keys) if settings.conversation is None else settings.conversation.columns
+    return [*wanted, Predicate(settings.filter).key] if settings.filter else wanted
 
 
 KINDS: dict[str, Callable[[Task, Sequence[str], TextSettings], Iterator[Records]]] = {

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from megatron_lite.data.indexed import HEADER, bin_path, idx_path
+from megatron_lite.data.preprocessing.answers import AnswerEncoder
 from megatron_lite.data.preprocessing.encode import Encoder, EncodeSettings
 from megatron_lite.data.preprocessing.facts import facts_path, read_facts
 from megatron_lite.data.preprocessing.journal import Journal, KeyTotals, Totals
@@ -100,7 +101,7 @@ def preprocess(
         was_there = existing_totals(prefixes, identity)
         if was_there is not None:
             return Report(prefixes, was_there, time.monotonic() - start, was_there=True)
-    encoder = Encoder(settings, tokenizer)
+    encoder = (AnswerEncoder if settings.text.conversation else Encoder)(settings, tokenizer)
     start_over = not all(source.can_be_read_again for source in sources)
     journal = Journal(folder, identity, prefixes, encoder.dtype, start_over)
     try:

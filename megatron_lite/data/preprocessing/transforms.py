@@ -7,9 +7,12 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_lite.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from megatron_lite.data.preprocessing.conversations import ConversationSettings
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -22,6 +25,10 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 """Sign in a filter → what it asks."""
 
 
+class BadRecord(ValueError):
+    """Why a record is broken."""
+
+
 @dataclass(frozen=True)
 class TextSettings:
     """Steps between a record and its text.
@@ -32,6 +39,7 @@ class TextSettings:
         min_length: characters that the text under each key must have for the record to be taken.
         filter: condition on a record, see :class:`Predicate`.
         replace_invalid: whether bytes that are not UTF-8 become U+FFFD instead of spoiling the record.
+        conversation: how a record becomes segments, the JSON of which is its text; None: it has text.
     """
 
     ftfy: bool = False
@@ -39,6 +47,7 @@ class TextSettings:
     min_length: int = 0
     filter: str | None = None
     replace_invalid: bool = False
+    conversation: ConversationSettings | None = None
 
     @property
     def changes_text(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch, Fetch, without_rows
+from megatron_lite.data.samples import as_sample
 from megatron_lite.data.tokenizers import Tokenizer
 from megatron_lite.data.windows import Dataset
 from megatron_lite.metrics import Backend
@@ -112,9 +113,10 @@ class Evaluation(Hook):
         if self._bytes_per_token is None:
             size = text = 0
             for index in range(min(BYTES_SAMPLES, max(1, dataset.samples_per_epoch))):
-                labels = dataset[index][1:]
+                labels = as_sample(dataset[index]).labels
+                labels = labels[labels >= 0]
                 size += len(labels)
                 kept = labels[labels != self._tokenizer.eod_id].tolist()
                 text += len(self._tokenizer.decode(kept).encode())
-            self._bytes_per_token = max(text, 1) / size
+            self._bytes_per_token = max(text, 1) / max(size, 1)
         return self._bytes_per_token
