@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test lint format reference clean
+.PHONY: help install demo test grid switch lint format reference clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 12
@@ -25,6 +25,12 @@ demo: install ## text -> trained model -> sample -> Hugging Face folder, in one 
 
 test: install lint ## everything that proves that it works
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+grid: install ## every parallel layout of up to 8 ranks against one rank (10 minutes), into grid.txt
+	PYTHONPATH=.:tests $(BIN)/python tests/parallel/grid.py --write grid.txt
+
+switch: install ## from each of 8 layouts to each other by a checkpoint (20 minutes), into switch.txt
+	PYTHONPATH=.:tests $(BIN)/python tests/parallel/switch.py --write switch.txt
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

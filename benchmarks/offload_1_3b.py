@@ -1,4 +1,4 @@
-"""A model of 1.3B parameters takes two optimizer steps with parameters and optimizer on NVMe: memory and time.
+"""A model of 1.3B parameters takes two optimizer steps with parameters and optimizer on NVMe: its memory.
 
 Runs configs/1-3B.yml with configs/nvme.yml in bf16 on one CPU rank, through ``deepy.py`` like any run, and
 prints the launcher's estimate beside the peak of what all processes of the run had in memory.
@@ -42,7 +42,7 @@ SECONDS = 0.1
 
 
 def memory_of(root: int) -> Counter[str]:
-    """Bytes that process ``root`` and its descendants have in memory, by kind: ``Anon``, ``File``, ``Shmem``."""
+    """Bytes that ``root`` and its descendants have in memory, by kind: ``Anon``, ``File``, ``Shmem``."""
     parents, sizes = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:

@@ -153,7 +153,9 @@ def main() -> None:
         prompts = configured_prompts(keys)
     if prompts is None:
         return converse(model, sampling, max_new_tokens)
-    output = arguments.output_file or (keys.sample_output_file and Path(keys.sample_output_file))
+    output: Path | None = arguments.output_file
+    if output is None and keys.sample_output_file:
+        output = Path(keys.sample_output_file)
     if output is None and len(prompts) == num_samples == 1:
         return show(model, prompts[0], sampling, max_new_tokens)
     samples = generate(model, prompts, sampling, max_new_tokens, num_samples, arguments.batch_size)

@@ -23,7 +23,8 @@ from megatron_lite.checkpoint.index import FileEntry, Index, Piece, read_index, 
 from megatron_lite.checkpoint.regions import Overlap, Region, blocks, overlap
 from megatron_lite.utils.errors import CheckpointError
 
-CHUNK = 16 << 20  # bytes per read while a checksum is computed; elements per read of rows
+BLOCK = 1 << 20  # bytes per read while a checksum is computed: they stay in the cache
+CHUNK = 16 << 20  # elements per read
 
 DTYPES = {
     torch.float64: "F64",
@@ -109,7 +110,7 @@ def check_file(checkpoint: Path, entry: FileEntry) -> None:
     check_size(checkpoint, entry)
     checksum = xxhash.xxh3_64()
     with open(checkpoint / entry.name, "rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(BLOCK):
             checksum.update(block)
     if checksum.hexdigest() != entry.xxh3:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from megatron_lite.checkpoint.index import WEIGHT
 from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, region_of
 from megatron_lite.checkpoint.regions import Region
-from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.context import Axis, ParallelContext
 from megatron_lite.parallel.parameter import spec_of
 from megatron_lite.utils.errors import CheckpointError
 
@@ -113,22 +113,25 @@ def _tied_copies(layout: Layout) -> list[tuple[str, Region | None]]:
 def _owned_ranges(holders: list[Holder], context: ParallelContext) -> Owned:
     """By parameter, the element range that this rank saves.
 
-    A partition is its rank's own. What every data-parallel rank holds is laid end to end and cut into equal
-    shares, so that the ranks write at the same time and each byte is written once.
+    A partition is its rank's own. What every replica holds (of experts: every expert replica) is laid end to
+    end and cut into equal shares, so that the ranks write at the same time and each byte is written once.
     """
-    owned = {
-        part.key: (part.start, part.stop)
-        for holder in holders
-        if not holder.replicated
-        for part in holder.parts
-        if part.owned
-    }
-    replicated = [part for holder in holders if holder.replicated for part in holder.parts if part.owned]
-    total = sum(part.numel for part in replicated)
-    start = total * context.replicas.rank // context.replicas.size
-    stop = total * (context.replicas.rank + 1) // context.replicas.size
-    position = 0
-    for part in replicated:
+    parts = [(part, holder.replicated) for holder in holders for part in holder.parts if part.owned]
+    owned = {part.key: (part.start, part.stop) for part, replicated in parts if not replicated}
+    for axis, experts in ((context.replicas, False), (context.expert_replicas, True)):
+        owned |= _share(
+            [part for part, replicated in parts if replicated and part.is_expert == experts], axis
+        )
+    return owned
+
+
+def _share(parts: list[Part], axis: Axis) -> Owned:
+    """The range of each of ``parts`` in this rank's equal share of them all."""
+    total = sum(part.numel for part in parts)
+    start = total * axis.rank // axis.size
+    stop = total * (axis.rank + 1) // axis.size
+    owned, position = {}, 0
+    for part in parts:
         first, last = max(start, position), min(stop, position + part.numel)
         owned[part.key] = (first - position, last - position) if first < last else (0, 0)
         position += part.numel

@@ -81,13 +81,14 @@ def load_checkpoint(
 
 
 def _shapes(engine: Any, context: ParallelContext) -> dict[str, tuple[int, ...]]:
-    """The whole shape of each parameter of the model, by global name: those of all pipeline stages."""
-    own = {spec.name: spec.shape for p in engine.module.parameters() for spec in [spec_of(p)]}
-    if context.pipe.size == 1:
-        return own
-    stages: list[Any] = [None] * context.pipe.size
-    dist.all_gather_object(stages, own, group=context.pipe.group)
-    return {name: shape for stage in stages for name, shape in stage.items()}
+    """The whole shape of each parameter of the model, by global name: of all stages, and all experts."""
+    known = {spec.name: spec.shape for p in engine.module.parameters() for spec in spec_of(p).members}
+    for axis in (context.expert, context.pipe):
+        if axis.size > 1:
+            found: list[Any] = [None] * axis.size
+            dist.all_gather_object(found, known, group=axis.group)
+            known = {name: shape for ranks in found for name, shape in ranks.items()}
+    return known
 
 
 def check_model(model: dict[str, tuple[int, ...]], index: Index, checkpoint: Path) -> None:

@@ -59,7 +59,7 @@ def find_problems(reader: ElementReader) -> Iterator[str]:
 def model_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """By global name, the whole shape of each parameter of the model that ``config`` describes."""
     model = build_gpt(config, ParameterFactory(config.training.seed, device=META))
-    return {spec.name: spec.shape for p in model.parameters() for spec in [spec_of(p)]}
+    return {spec.name: spec.shape for p in model.parameters() for spec in spec_of(p).members}
 
 
 def _model(index: Index, checkpoint: Path) -> Iterator[str]:

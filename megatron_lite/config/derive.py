@@ -11,7 +11,7 @@ from typing import Any
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.contradiction import Contradiction, Keys
 from megatron_lite.config.data_rules import check_data
-from megatron_lite.config.layout_rules import check_stages, data_ranks, derive_ranks
+from megatron_lite.config.layout_rules import check_experts, check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.utils.errors import ConfigError
@@ -257,6 +257,7 @@ RULES = (
     _schedule,
     _offload,
     check_stages,
+    check_experts,
     check_data,
     _paths,
     _documents,

@@ -20,8 +20,6 @@ def derive_ranks(keys: Keys) -> dict[str, Any]:
             f"{replica} ranks, or choose degrees whose product divides {ranks}",
             *DEGREES,
         )
-    if keys.get("expert_parallel_size", 1) > 1:
-        raise Contradiction("expert_parallel_size is not there yet: set it to 1", "expert_parallel_size")
     _check_context(keys)
     return {"world_size": replica} | _shards(keys, tensor)
 
@@ -126,6 +124,62 @@ DIVIDED = {
 def data_ranks(keys: Keys) -> int:
     """The data-parallel degree."""
     return int(keys["world_size"] // replica_size(keys))
+
+
+def check_experts(keys: Keys) -> dict[str, Any]:
+    """What goes with experts, and with dividing them over ranks."""
+    experts, ranks = keys.get("moe_num_experts", 1), keys.get("expert_parallel_size", 1)
+    if experts == 1:
+        if ranks > 1:
+            raise Contradiction(
+                f"expert_parallel_size {ranks} has no experts to divide: set it to 1, or set moe_num_experts",
+                "expert_parallel_size",
+            )
+        return {}
+    if keys.get("moe_top_k", 1) > experts:
+        raise Contradiction(
+            f"moe_top_k {keys['moe_top_k']} is more than moe_num_experts {experts}",
+            "moe_top_k",
+            "moe_num_experts",
+        )
+    kind = keys["optimizer"].type if keys.get("optimizer") else ""
+    if kind in WHOLE_MATRICES:
+        raise Contradiction(
+            f"{kind} would take all experts of a layer for one matrix: use AdamW, or moe_num_experts 1",
+            "optimizer",
+            "moe_num_experts",
+        )
+    return {} if ranks == 1 else _check_divided_experts(keys, experts, ranks)
+
+
+def _check_divided_experts(keys: Keys, experts: int, ranks: int) -> dict[str, Any]:
+    replicas = data_ranks(keys) * keys.get("context_parallel_size", 1)
+    for key, divided, what in (
+        ("moe_num_experts", experts, "experts"),
+        ("world_size", replicas, "data-parallel (and context-parallel) ranks"),
+    ):
+        if divided % ranks:
+            raise Contradiction(
+                f"expert_parallel_size {ranks} does not divide the {divided} {what}: choose a divisor",
+                "expert_parallel_size",
+                key,
+            )
+    zero = keys.get("zero_optimization")
+    if zero is not None and zero.stage == 3:
+        raise Contradiction(
+            f"zero_optimization.stage 3 does not go with expert_parallel_size {ranks}: use stage 2 or below, "
+            "or expert_parallel_size 1 (stage 3 divides experts like all parameters)",
+            "zero_optimization",
+            "expert_parallel_size",
+        )
+    for key in ("reduce_scatter", "contiguous_gradients"):
+        if zero is not None and (zero.model_extra or {}).get(key) is False:
+            raise Contradiction(
+                f"zero_optimization.{key} false does not go with expert_parallel_size {ranks}: leave it out",
+                "zero_optimization",
+                "expert_parallel_size",
+            )
+    return {}
 
 
 def check_stages(keys: Keys) -> dict[str, Any]:

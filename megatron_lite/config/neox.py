@@ -11,6 +11,7 @@ from typing import Any
 
 ALIASES = {
     "gas": "gradient_accumulation_steps",
+    "moe_expert_parallel_size": "expert_parallel_size",
     "batch_size": "train_micro_batch_size_per_gpu",
     "save_interval": "checkpoint_factor",
     "clip_grad": "gradient_clipping",
@@ -133,13 +134,16 @@ RETIRED: dict[str, Unused] = (
     )
     | _silent("belongs to a norm that is not there", "scalenorm_epsilon")
     | _silent("belongs to num_unique_layers", "param_sharing_style")
+    | _silent("belongs to moe_type: deepspeed", "moe_use_residual")
     | _silent(
-        "belongs to moe_num_experts",
-        "expert_interval moe_top_k use_tutel moe_loss_coeff moe_train_capacity_factor "
-        "moe_eval_capacity_factor moe_min_capacity moe_token_dropping create_moe_param_group "
-        "moe_use_residual moe_type moe_glu moe_lbl_in_fp32 moe_jitter_eps "
-        "enable_expert_tensor_parallelism",
+        "belongs to moe_token_dropping",
+        "moe_train_capacity_factor moe_eval_capacity_factor moe_min_capacity",
     )
+    | _keys("there is one kind of experts, without capacity", "moe_type", "megablocks")
+    | _keys("experts need no package", "use_tutel")
+    | _keys("experts are in parameter groups of their own where they must be", "create_moe_param_group", True)
+    | _keys("routing and its loss are always computed in fp32", "moe_lbl_in_fp32")
+    | _keys("model_parallel_size divides experts, too", "enable_expert_tensor_parallelism", True, False)
     | _silent(
         "belongs to the te_ layers",
         "te_fp8_format te_fp8_wgrad te_fp8_amax_history_len te_fp8_amax_compute_algo te_fp8_margin",
@@ -178,8 +182,10 @@ RETIRED: dict[str, Unused] = (
 """Accepted without effect."""
 
 REFUSED: dict[str, Unused] = (
-    _keys("there is no expert parallelism; set it to 1", "moe_expert_parallel_size", 0, 1)
-    | _keys("there are no mixtures of experts; set it to 1", "moe_num_experts", 0, 1)
+    _keys("no token is ever dropped; set it to false", "moe_token_dropping")
+    | _keys("gated experts are chosen by activation: swiglu", "moe_glu")
+    | _keys("the router adds no noise; leave it out", "moe_jitter_eps", 0)
+    | _keys("a token goes to its best experts; leave it out", "moe_router_type", "topk", "top_k")
     | _keys("every layer has weights of its own; leave it out", "num_unique_layers")
     | _keys("there is no soft prompt tuning", "soft_prompt_tuning")
     | _keys("learned positions begin at 0", "opt_pos_emb_offset", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_lite.config.config import Config
-from megatron_lite.config.placement import AXES, axis_sizes, groups_along
+from megatron_lite.config.placement import AXES, axis_sizes, expert_groups, groups_along
 
 SHOWN_RANKS = 32
 """Ranks of a line of the table of groups; the others are counted."""
@@ -16,14 +16,15 @@ def summary(
     parameters: int | None = None,
     kernels: Mapping[str, str] | None = None,
     memory: Sequence[str] = (),
+    active: int | None = None,
 ) -> str:
     """The lines to print before a run: messages of the configuration, then model, data, batch, ... by name.
 
     ``parameters`` is their number, ``kernels`` maps a part to the implementation chosen for it, ``memory``
-    are the planner's lines."""
+    are the planner's lines, ``active`` is how many of the parameters one token meets."""
     chosen = ", ".join(f"{part} {kernel}" for part, kernel in (kernels or {}).items())
     lines = [
-        ("model", _model(config, parameters)),
+        ("model", _model(config, parameters, active)),
         ("data", _data(config)),
         ("batch", _batch(config)),
         ("training", _training(config)),
@@ -44,7 +45,7 @@ def short_count(number: int) -> str:
     return str(number)
 
 
-def _model(config: Config, parameters: int | None) -> str:
+def _model(config: Config, parameters: int | None, active: int | None) -> str:
     model = config.model
     heads = f"{model.num_attention_heads} heads of {model.head_size}"
     if model.num_kv_heads != model.num_attention_heads:
@@ -56,6 +57,7 @@ def _model(config: Config, parameters: int | None) -> str:
         f"{model.num_layers} layers of {model.hidden_size}",
         heads,
         f"{model.activation} MLP of {model.ffn_size}",
+        _experts(config),
         positions,
         _windows(model.attention_windows),
         model.norm,
@@ -63,7 +65,19 @@ def _model(config: Config, parameters: int | None) -> str:
         "untied head" if model.no_weight_tying else "tied head",
     ]
     described = ", ".join(part for part in parts if part)
-    return described if parameters is None else f"{short_count(parameters)} parameters: {described}"
+    if parameters is None:
+        return described
+    some = f" ({short_count(active)} active)" if active not in (None, parameters) else ""
+    return f"{short_count(parameters)} parameters{some}: {described}"
+
+
+def _experts(config: Config) -> str:
+    """How many experts there are, and where; nothing without."""
+    model = config.model
+    mixtures = model.mlp_kinds.count("experts")
+    if not mixtures:
+        return ""
+    return f"{model.moe_num_experts} experts (top {model.moe_top_k}) in {mixtures} of the layers"
 
 
 def _windows(windows: Sequence[int | None]) -> str:
@@ -129,16 +143,19 @@ def _groups(config: Config) -> list[str]:
     """A line for each kind of parallelism that is used, if there are several: its groups of ranks."""
     sizes = axis_sizes(config.parallel)
     used = [axis for axis in reversed(AXES) if sizes[axis] > 1]
-    if len(used) < 2 and sizes["data"] == config.parallel.world_size:
+    experts = config.parallel.expert_parallel_size
+    if len(used) < 2 and sizes["data"] == config.parallel.world_size and experts == 1:
         return []
-    lines = []
-    for axis in used:
-        groups = groups_along(sizes, axis)
-        shown = groups[: max(1, SHOWN_RANKS // sizes[axis])]
-        ranks = " | ".join(_members(group) for group in shown)
-        more = f" | and {len(groups) - len(shown)} more" if len(groups) > len(shown) else ""
-        lines.append(f"{axis:<7}{sizes[axis]:>4}  ranks {ranks}{more}")
-    return lines
+    lines = [_group_line(axis, groups_along(sizes, axis)) for axis in used]
+    return lines if experts == 1 else [*lines, _group_line("expert", expert_groups(sizes, experts))]
+
+
+def _group_line(axis: str, groups: list[list[int]]) -> str:
+    size = len(groups[0])
+    shown = groups[: max(1, SHOWN_RANKS // size)]
+    ranks = " | ".join(_members(group) for group in shown)
+    more = f" | and {len(groups) - len(shown)} more" if len(groups) > len(shown) else ""
+    return f"{axis:<7}{size:>4}  ranks {ranks}{more}"
 
 
 def _members(group: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,6 +57,25 @@ def micro_batch(
     tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
     loss_mask = None if masked_token is None else (tokens != masked_token).float()
     return Batch(tokens, labels, loss_mask, starts)
+
+
+def unread(_dataset: Dataset, _first_sample: int, count: int, length: int) -> Batch:
+    """A micro-batch of ``count`` samples of ``length`` without storage, for whom only the shape matters.
+
+    That is a stage of a pipeline which is neither the first, which needs tokens, nor the last, which needs
+    labels.
+    """
+    shape = torch.empty(count, length, dtype=torch.int64, device="meta")
+    return Batch(shape, shape)
+
+
+def without_rows(batch: Batch, kept: int) -> Batch:
+    """``batch`` of the same shape, of which only the first ``kept`` rows count in the loss."""
+    weights = (
+        torch.ones_like(batch.labels, dtype=torch.float32) if batch.loss_mask is None else batch.loss_mask
+    )
+    counted = torch.arange(len(weights), device=weights.device)[:, None] < kept
+    return replace(batch, loss_mask=weights * counted)
 
 
 def document_starts(tokens: np.ndarray, document_end: int) -> torch.Tensor:

@@ -60,8 +60,9 @@ def fingerprint(corpus: IndexedDataset) -> Fingerprint:
     """The fingerprint of an opened data set: some hundred kilobytes are read."""
     digest = xxhash.xxh3_128(corpus.dtype.str.encode())
     total = len(corpus.tokens)
-    for start in np.linspace(0, max(0, total - TOKENS_A_PLACE), PLACES).astype(np.int64).tolist():
-        digest.update(np.ascontiguousarray(corpus.tokens[start : start + TOKENS_A_PLACE]).tobytes())
+    starts = np.linspace(0, max(0, total - TOKENS_A_PLACE), PLACES).astype(np.int64).tolist()
+    for part in corpus.peek(starts, TOKENS_A_PLACE):
+        digest.update(part)
     for document in np.linspace(0, corpus.document_count, PLACES).astype(np.int64).tolist():
         digest.update(corpus.token_start(document).to_bytes(8, "little"))
     return Fingerprint(

@@ -143,6 +143,10 @@ class IndexedDataset:
             os.posix_fadvise(descriptor, first * size, (last - first) * size, os.POSIX_FADV_WILLNEED)
             os.close(descriptor)
 
+    def peek(self, starts: Sequence[int], count: int) -> list[bytes]:
+        """The bytes of ``count`` tokens from each of ``starts`` on (fewer at the end of the corpus)."""
+        return [self.tokens[start : start + count].tobytes() for start in starts]
+
     def _map(self) -> None:
         """Read the header, map the index, and check both files' sizes against it."""
         self.dtype, sequences, boundaries = self._read_header()

@@ -126,7 +126,7 @@ def check_contents(corpus: IndexedDataset, contents: Contents) -> bool:
         DataError: the files are not those that it was written for.
     """
     expected = (read_facts(corpus.prefix) or {}).get("xxh3_128")
-    if not isinstance(expected, dict):
+    if expected is None:
         return False
     found = {corpus.bin_path: contents.checksum, corpus.idx_path: file_checksum(corpus.idx_path)}
     for path, checksum in found.items():
@@ -187,7 +187,7 @@ def recorded_tokenizer(prefix: Path) -> Tokenizer | None:
         DataError: the files are there and give other ids than when the text was encoded.
     """
     recorded = (read_facts(prefix) or {}).get("tokenizer")
-    if not isinstance(recorded, dict):
+    if recorded is None:
         return None
     source = TokenizerSource(
         recorded["tokenizer_type"], recorded.get("vocab_file"), recorded.get("merge_file")

@@ -40,7 +40,7 @@ class Part:
     @property
     def fingerprint(self) -> str | None:
         """Of its tokenizer; None if it is not known."""
-        return (self.facts or {}).get("tokenizer", {}).get("fingerprint")
+        return ((self.facts or {}).get("tokenizer") or {}).get("fingerprint")
 
 
 @dataclass
@@ -174,7 +174,7 @@ def copy_tokens(parts: Sequence[Part], dtype: np.dtype, path: Path) -> tuple[lis
                     whole.update(converted)
                     output.write(converted)
             copies.append(Copied(digest.hexdigest(), smallest, largest))
-            expected = (part.facts or {}).get("xxh3_128", {}).get("bin")
+            expected = ((part.facts or {}).get("xxh3_128") or {}).get("bin")
             if expected not in (None, copies[-1].checksum):
                 raise DataError(
                     f"{part.corpus.bin_path} is not what {facts_path(part.corpus.prefix).name} says (its "

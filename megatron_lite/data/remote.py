@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
 import fsspec
@@ -58,6 +60,8 @@ class RemoteDataset(IndexedDataset):
             raise DataError(f"{url} cannot be opened: {error}") from error
         self._idx_info = _patiently(f"{url}.idx", lambda: files.info(f"{path}.idx"))
         self._bin_info = _patiently(f"{url}.bin", lambda: files.info(f"{path}.bin"))
+        if self._bin_info.get("size") is None:
+            raise DataError(f"{url}.bin does not tell its size: its server cannot give parts of files")
         folder = cache / _identity(url, self._idx_info, self._bin_info)
         folder.mkdir(parents=True, exist_ok=True)
         self.prefix = folder / "tokens"
@@ -70,8 +74,8 @@ class RemoteDataset(IndexedDataset):
             self._map()
         except DataError as error:
             raise DataError(f"{url}: {error}") from error
-        blocks = BlockCache(files, f"{path}.bin", self._bin_bytes(), folder / "blocks", cache, cache_bytes)
-        self._blocks = blocks
+        self._file = RemoteFile(files, f"{path}.bin", f"{url}.bin", self._bin_bytes())
+        self._blocks = blocks = BlockCache(self._file, folder / "blocks", cache, cache_bytes)
         # Sliced like the array that it stands for; nothing else is done with it here.
         self.tokens = cast(np.ndarray, RemoteTokens(blocks, self.dtype))
 
@@ -79,6 +83,11 @@ class RemoteDataset(IndexedDataset):
         """Fetch what is missing of tokens ``first`` … ``last`` (exclusive), several blocks at once."""
         size = self.dtype.itemsize
         self._blocks.fetch(self._blocks.numbers(first * size, last * size))
+
+    def peek(self, starts: Sequence[int], count: int) -> list[bytes]:
+        """See :meth:`IndexedDataset.peek`; nothing more than these bytes is fetched, and nothing kept."""
+        size = self.dtype.itemsize
+        return self._file.ranges([start * size for start in starts], count * size)
 
     def _bin_bytes(self) -> int:
         return int(self._bin_info["size"])
@@ -101,21 +110,41 @@ class RemoteTokens:
         return np.frombuffer(self._blocks.read(start * size, stop * size), self._dtype)
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of ``size`` bytes at ``path`` of ``files``, fsspec's file system; messages call it ``url``."""
+
+    files: Any
+    path: str
+    url: str
+    size: int
+
+    def ranges(self, starts: Sequence[int], count: int) -> list[bytes]:
+        """``count`` bytes from each of ``starts`` on, or what there is of them, by requests at the same time.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        stops = [min(start + count, self.size) for start in starts]
+        parts = _patiently(
+            self.url, lambda: self.files.cat_ranges([self.path] * len(starts), list(starts), stops)
+        )
+        if [len(part) for part in parts] != [stop - start for start, stop in zip(starts, stops, strict=True)]:
+            raise DataError(
+                f"{self.url} gives other bytes than were asked for: it has changed, or its server "
+                "cannot give parts of files"
+            )
+        return parts
+
+
 class BlockCache:
-    """Blocks of one remote file, each a local file.
+    """Blocks of one remote file, each a local file."""
 
-    Attributes:
-        size: bytes of the remote file.
-    """
-
-    def __init__(
-        self, files: Any, path: str, size: int, folder: Path, shared_folder: Path, limit: int
-    ) -> None:
-        """``files`` is fsspec's file system, ``folder`` for this file's blocks; all blocks below
-        ``shared_folder`` together stay below ``limit`` bytes, or a little more when ranks fetch at once."""
-        self.size = size
-        self._files = files
-        self._path = path
+    def __init__(self, file: RemoteFile, folder: Path, shared_folder: Path, limit: int) -> None:
+        """``folder`` is for this file's blocks; all blocks below ``shared_folder`` together stay below
+        ``limit`` bytes, or a little more when ranks fetch at once."""
+        self.size = file.size
+        self._remote = file
         self._folder = folder
         self._shared = shared_folder
         self._limit = limit
@@ -139,16 +168,10 @@ class BlockCache:
         missing = [number for number in numbers if not self._file(number).exists()]
         if not missing:
             return
-        starts = [number * BLOCK_BYTES for number in missing]
-        stops = [min(start + BLOCK_BYTES, self.size) for start in starts]
-        blocks = _patiently(
-            self._path, lambda: self._files.cat_ranges([self._path] * len(missing), starts, stops)
-        )
+        blocks = self._remote.ranges([number * BLOCK_BYTES for number in missing], BLOCK_BYTES)
         self._make_room(sum(map(len, blocks)))
-        for number, start, stop, block in zip(missing, starts, stops, blocks, strict=True):
-            if len(block) != stop - start:
-                raise DataError(f"{self._path} gave {len(block)} bytes of {stop - start}: it has changed")
-            temporary = self._folder / f".{number}.{os.getpid()}.tmp"
+        for number, block in zip(missing, blocks, strict=True):
+            temporary = self._folder / f".{number}.{os.getpid()}.{get_ident()}.tmp"
             temporary.write_bytes(block)
             os.replace(temporary, self._file(number))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lite.data.indexed import IndexedDataset
-from megatron_lite.data.permutation import CHUNK_BYTES, Epochs
+from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.stretch import Stretch
 from megatron_lite.utils.errors import DataError
 from megatron_lite.utils.seeds import derive_seed
@@ -67,7 +67,7 @@ class StitchedDataset:
         self._is_random = is_random
         self.tokens = stretch.tokens
         self.samples_per_epoch = stretch.documents // stitch
-        chunk = max(1, CHUNK_BYTES * stretch.documents // (self.tokens * stretch.bytes_per_token))
+        chunk = max(1, stretch.tokens_per_chunk * stretch.documents // self.tokens)
         self._order = Epochs(stretch.documents, chunk, seed)
 
     def __getitem__(self, sample: int) -> np.ndarray:

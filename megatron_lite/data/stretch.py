@@ -16,6 +16,7 @@ class Stretch:
         documents: how many they are.
         tokens: tokens in them.
         bytes_per_token: on disk.
+        tokens_per_chunk: as many as are read together (see :meth:`announce`).
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Stretch:
         self._start = corpus.token_start(self.first)
         self.tokens = corpus.token_start(last) - self._start
         self.bytes_per_token = corpus.dtype.itemsize
+        self.tokens_per_chunk = CHUNK_BYTES // self.bytes_per_token
         self._announced: set[int] = set()
 
     def require(self, tokens: int, reason: str) -> None:
@@ -63,7 +65,7 @@ class Stretch:
 
     def announce(self, token: int) -> None:
         """Say that tokens around ``token`` will be read soon: their chunk is fetched in one piece."""
-        size = CHUNK_BYTES // self.bytes_per_token
+        size = self.tokens_per_chunk
         chunk = token // size
         if chunk in self._announced:
             return

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_lite.data.indexed import IndexedDataset
-from megatron_lite.data.permutation import CHUNK_BYTES, Epochs
+from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.stretch import Stretch
 
 
@@ -55,7 +55,8 @@ class WindowDataset:
         self._stretch.require(seq_length + 1, "one sample of seq_length + 1")
         self.tokens = self._stretch.tokens
         self.samples_per_epoch = (self.tokens - 1) // seq_length
-        chunk = max(1, CHUNK_BYTES // (seq_length * self._stretch.bytes_per_token))
+        chunk = max(1, self._stretch.tokens_per_chunk // seq_length)
+        self._stretch.tokens_per_chunk = chunk * seq_length
         self._order = Epochs(self.samples_per_epoch, chunk, seed)
 
     def __getitem__(self, sample: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from megatron_lite.checkpoint import find_checkpoint, read_config, read_weights
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.model import GPT, build_gpt
-from megatron_lite.parallel.parameter import DTYPES, ParameterFactory, spec_of
+from megatron_lite.parallel.parameter import DTYPES, ParameterFactory, ParameterSpec, spec_of
 from megatron_lite.utils.errors import CheckpointError
 
 META = torch.device("meta")
@@ -64,11 +64,17 @@ def put_weights(gpt: GPT, weights: dict[str, nn.Parameter]) -> None:
     for module in gpt.modules():
         for key, parameter in module.named_parameters(recurse=False):
             spec = spec_of(parameter)
-            weight = weights.get(spec.name)
-            if weight is None or weight.shape != spec.shape:
-                found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
-                raise CheckpointError(f"{spec.name} {found} in the checkpoint; the model's has {spec.shape}")
-            setattr(module, key, weight)
-            unused.discard(spec.name)
+            found: list[torch.Tensor] = [_weight(weights, member) for member in spec.members]
+            whole = nn.Parameter(torch.stack(found), requires_grad=False) if spec.stack else found[0]
+            setattr(module, key, whole)
+            unused.difference_update(member.name for member in spec.members)
     if unused:
         raise CheckpointError(f"the model has no place for the checkpoint's {', '.join(sorted(unused))}")
+
+
+def _weight(weights: dict[str, nn.Parameter], spec: ParameterSpec) -> nn.Parameter:
+    weight = weights.get(spec.name)
+    if weight is None or weight.shape != spec.shape:
+        found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
+        raise CheckpointError(f"{spec.name} {found} in the checkpoint; the model's has {spec.shape}")
+    return weight

@@ -39,6 +39,8 @@ def reasons_against(config: Config) -> Iterator[str]:
         yield f"its MLP is not gated (activation is {model.activation})"
     elif model.activation not in ACTIVATIONS:
         yield f"it has no such activation (activation is {model.activation})"
+    if model.moe_num_experts > 1:
+        yield f"it has no experts (moe_num_experts is {model.moe_num_experts})"
     if model.use_qk_layernorm:
         yield "it does not normalise queries and keys (use_qk_layernorm)"
     if model.gpt_j_residual and model.gpt_j_tied:

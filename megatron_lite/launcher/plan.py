@@ -11,9 +11,9 @@ from megatron_lite.planner import (
     Machine,
     MemoryEstimate,
     Suggestion,
-    count_parameters,
     estimate_memory,
     fits,
+    parameters_by_place,
     suggest_fitting_keys,
 )
 from megatron_lite.utils.errors import ConfigError
@@ -32,7 +32,8 @@ def run_summary(config: Config, machine: Machine, ranks: int, several_hosts: boo
         memory.append(f"and on NVMe {_size(estimate.disk_total)} a rank: {_parts(estimate.disk)}")
     memory.append("the hosts' memory is not checked" if several_hosts else _use(estimate, machine, ranks))
     kernels = {"attention": _attention_kernel(config, machine)}
-    return summary(config, count_parameters(config), kernels, memory)
+    count = parameters_by_place(config)
+    return summary(config, count.total, kernels, memory, count.active)
 
 
 def tokens_line(datasets: Splits) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from megatron_lite.model.attention import ATTENTION_KINDS
 from megatron_lite.model.mlp import MLP
+from megatron_lite.model.moe import MixtureOfExperts
 from megatron_lite.model.norms import hidden_norm
 from megatron_lite.model.positions import POSITIONS
 from megatron_lite.model.rotary import Rotation
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
     from megatron_lite.model.cache import KVCache
     from megatron_lite.model.places import Places
+
+MLP_KINDS: dict[str, type[MLP] | type[MixtureOfExperts]] = {"dense": MLP, "experts": MixtureOfExperts}
+"""Kind in ``ModelSection.mlp_kinds`` → class, built with (config, factory). To add one: a line here."""
 
 
 class Block(nn.Module):
@@ -38,7 +42,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = (
             None if tied else hidden_norm(config, factory.child("post_attention_layernorm"))
         )
-        self.mlp = MLP(config, factory.child("mlp"))
+        self.mlp = MLP_KINDS[config.mlp_kinds[index]](config, factory.child("mlp"))
         self.compiled = torch.compile(self.compute) if config.torch_compile else None
 
     def forward(

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from megatron_lite.parallel.collectives import exchange
+from megatron_lite.parallel.collectives import exchanged_evenly
 from megatron_lite.parallel.context import Axis
 
 
@@ -26,7 +26,9 @@ def whole_sequences(
     if copies > 1:
         k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
     parts = [each.unflatten(1, (ranks, -1)) for each in (q, k, v)]
-    mine = exchange(torch.cat(parts, 2).transpose(0, 1), axis)  # [rank of the tokens, b, heads, s / ranks, d]
+    mine = exchanged_evenly(
+        torch.cat(parts, 2).transpose(0, 1), axis
+    )  # [rank of the tokens, b, heads, s / ranks, d]
     whole = mine.permute(1, 2, 0, 3, 4).flatten(2, 3)
     q, k, v = whole.split([part.shape[2] for part in parts], dim=1)
     return q, k, v
@@ -35,4 +37,4 @@ def whole_sequences(
 def own_tokens(out: torch.Tensor, axis: Axis) -> torch.Tensor:
     """The way back: ``[b, heads / ranks, s, d] → [b, heads, s / ranks, d]``."""
     parts = out.unflatten(2, (axis.size, -1)).permute(2, 0, 1, 3, 4)
-    return exchange(parts, axis).transpose(0, 1).flatten(1, 2)
+    return exchanged_evenly(parts, axis).transpose(0, 1).flatten(1, 2)

@@ -6,7 +6,7 @@ are of dimension 1, the sequence. ``start_...`` begins an exchange and returns t
 result, so that others can compute meanwhile.
 
 Bytes that a rank sends for a tensor of n bytes over t ranks: a gather to it or a scattered sum of it
-n (t - 1) / t, a whole sum twice that; an exchange of parts n (t - 1) / t; a message to one rank n.
+n (t - 1) / t, a whole sum twice that. An exchange sends the rows that are meant for others, a message all.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ def start_scattered_sum(x: torch.Tensor, axis: Axis) -> Wait:
     return _after(work, lambda: total)
 
 
-def start_exchange(x: torch.Tensor, axis: Axis) -> Wait:
-    """``x [size, ...]``, part i for rank i; the result has rank i's part for this one at i."""
-    parts = torch.empty_like(x, memory_format=torch.contiguous_format)
-    work = dist.all_to_all_single(parts, x.contiguous(), group=axis.group, async_op=True)
-    return _after(work, lambda: parts)
+def start_exchange(x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> Wait:
+    """Rows of ``x [n, ...]`` to where they belong: the first ``sent[0]`` to rank 0 of the axis, and so on.
+
+    Returns those that the others sent here, ``received[r]`` from rank r, in the order of the ranks.
+    """
+    rows = x.new_empty(sum(received), *x.shape[1:])
+    work = dist.all_to_all_single(rows, x.contiguous(), received, sent, group=axis.group, async_op=True)
+    return _after(work, lambda: rows)
 
 
 def start_message(x: torch.Tensor, to: int, origin: int, shape: tuple[int, ...], axis: Axis) -> Wait:
@@ -85,10 +88,25 @@ def scattered_sum(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return x if axis.size == 1 else _ScatteredSum.apply(x, axis)
 
 
+def shared(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """What every rank holds, as it is; each finds a share of its gradient, which are added up."""
+    return x if axis.size == 1 else _Shared.apply(x, axis)
+
+
+def gathered(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """The whole [b, s, ...] of slices; each rank finds a share of its gradient, which are added up."""
+    return x if axis.size == 1 else _Gathered.apply(x, axis)
+
+
 @torch.compiler.disable
-def exchange(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+def exchanged(x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> torch.Tensor:
+    """Rows sent and received as :func:`start_exchange` says; their gradients go back."""
+    return x if axis.size == 1 else _Exchanged.apply(x, sent, received, axis)
+
+
+def exchanged_evenly(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """``x [size, ...]``, part i for rank i, to what each rank i has for this one; gradients go back so."""
-    return _Exchange.apply(x, axis)
+    return exchanged(x, [1] * axis.size, [1] * axis.size, axis)
 
 
 class _Sum(torch.autograd.Function):
@@ -112,12 +130,34 @@ class _ScatteredSum(torch.autograd.Function):
         return start_gather(gradient, ctx.axis)(), None
 
 
-class _Exchange(torch.autograd.Function):
+class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
         ctx.axis = axis
-        return start_exchange(x, axis)()
+        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return start_exchange(gradient, ctx.axis)(), None
+        return start_sum(gradient.clone(), ctx.axis)(), None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+        ctx.axis = axis
+        return start_gather(x, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return start_scattered_sum(gradient, ctx.axis)(), None
+
+
+class _Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, sent: list[int], received: list[int], axis: Axis) -> torch.Tensor:
+        ctx.sent, ctx.received, ctx.axis = sent, received, axis
+        return start_exchange(x, sent, received, axis)()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return start_exchange(gradient, ctx.received, ctx.sent, ctx.axis)(), None, None, None

@@ -159,7 +159,10 @@ def context_from_environment() -> ParallelContext:
     first_host = environment.get("PET_MASTER_ADDR") or _first_host(environment.get("SLURM_JOB_NODELIST", ""))
     environment.setdefault("MASTER_ADDR", first_host)
     environment.setdefault("MASTER_PORT", environment.get("PET_MASTER_PORT", "29500"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        # SLURM's --gpus-per-task shows each rank its own GPU only, which is then its number 0.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
     return ParallelContext(
         rank, world_size, local_rank, device, data=Axis(world_size, rank), replicas=Axis(world_size, rank)
     )

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron_lite.parallel.context import Axis
+from megatron_lite.parallel.context import ALONE, Axis
 from megatron_lite.parallel.tensor import ONE_RANK, TensorParallel
 from megatron_lite.utils.seeds import derive_seed
 
@@ -23,6 +23,9 @@ CPU = torch.device("cpu")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """``precision`` → dtype of the parameters."""
+
+EACH = "*"
+"""Stands for the number of the expert in the name of a stack."""
 
 Initializer = Callable[[torch.Tensor, torch.Generator], None]
 """Fills an fp32 CPU tensor in place, drawing from the generator."""
@@ -64,26 +67,42 @@ def even_shard(dim: int, size: int, axis: Axis, parts: int = 1) -> Shard | None:
 class ParameterSpec:
     """What a parameter is, and which part of it this rank holds.
 
+    The same parameter of several experts is one tensor, a stack: the experts that are here, end to end. Each
+    of them is a parameter of its own by name; ``shape`` and ``shard`` are those of one.
+
     Attributes:
-        name: global name, the same whatever the layout, e.g. ``layers.3.attention.dense.weight``.
+        name: global name, the same whatever the layout, e.g. ``layers.3.attention.dense.weight``; of a stack
+            with :data:`EACH` for the expert's number.
         shape: the whole shape.
         shard: the part of it that is here; None: all of it.
         owned: False where another rank of the tensor axis holds the same elements and answers for them: it
             saves them, and counts them in the norm of the gradient.
+        is_expert: whether it is an expert's. The ranks of the expert axis hold different ones, and only the
+            ranks of ``ParallelContext.expert_replicas`` the same; all other parameters are on every replica.
+        stack: numbers of the experts in a stack; None: it is no stack.
     """
 
     name: str
     shape: tuple[int, ...]
     shard: Shard | None = None
     owned: bool = True
+    is_expert: bool = False
+    stack: range | None = None
+
+    @property
+    def members(self) -> tuple[ParameterSpec, ...]:
+        """The parameters that lie end to end in the tensor: those of a stack, otherwise this one."""
+        if self.stack is None:
+            return (self,)
+        return tuple(replace(self, name=self.name.replace(EACH, str(n)), stack=None) for n in self.stack)
 
     @property
     def local_shape(self) -> tuple[int, ...]:
-        """The shape of the part that is here."""
-        if self.shard is None:
-            return self.shape
-        length = sum(stop - start for start, stop in self.shard.ranges)
-        return (*self.shape[: self.shard.dim], length, *self.shape[self.shard.dim + 1 :])
+        """The shape of the tensor that is here: of a stack [experts, shape of each one's part]."""
+        shape = list(self.shape)
+        if self.shard is not None:
+            shape[self.shard.dim] = sum(stop - start for start, stop in self.shard.ranges)
+        return tuple(shape) if self.stack is None else (len(self.stack), *shape)
 
     @property
     def decays(self) -> bool:
@@ -106,6 +125,8 @@ class ParameterFactory:
         device: where they live; ``meta`` makes them without storage and without drawing.
         prefix: global name of the module that is being built, with a trailing dot; empty at the root.
         tensor: the ranks that share every layer, for the layers to divide themselves by.
+        expert: the ranks over which the experts of a layer are divided.
+        context: the ranks that share each sequence.
     """
 
     seed: int
@@ -113,6 +134,8 @@ class ParameterFactory:
     device: torch.device = CPU
     prefix: str = ""
     tensor: TensorParallel = ONE_RANK
+    expert: Axis = ALONE
+    context: Axis = ALONE
 
     def child(self, name: str) -> ParameterFactory:
         """The factory for the submodule ``name``."""
@@ -134,21 +157,53 @@ class ParameterFactory:
         """
         rank = self.tensor.axis.rank
         owned = rank == 0 if shard is None else rank % shard.copies == 0
-        spec = ParameterSpec(self.prefix + name, shape, shard, owned)
-        if self.device.type == "meta":
-            value = torch.empty(spec.local_shape, dtype=self.dtype, device="meta")
-        else:
-            # numpy's memory: within zero.Init torch.empty gives the run's dtype, and the draw depends on it.
-            value = torch.from_numpy(np.empty(shape, dtype=np.float32))
-            initializer(value, torch.Generator("cpu").manual_seed(derive_seed(self.seed, spec.name)))
-            value = (value if shard is None else shard.take(value)).to(device=self.device, dtype=self.dtype)
-        parameter = nn.Parameter(value)
-        parameter.spec = spec  # type: ignore[attr-defined]
-        # DeepSpeed's norm of the gradient counts the parameters with this mark, and those of tensor rank 0.
-        parameter.tensor_model_parallel = owned  # type: ignore[attr-defined]
+        parameter = self._declared(ParameterSpec(self.prefix + name, shape, shard, owned), initializer)
         if self.tensor.size > 1 and (partial or (shard is not None and shard.copies > 1)):
             _sum_gradient(parameter, self.tensor.axis, self.tensor.size if shard is None else shard.copies)
         return parameter
+
+    def make_experts(
+        self,
+        name: str,
+        experts: int,
+        shape: tuple[int, ...],
+        initializer: Initializer,
+        shard: Shard | None = None,
+    ) -> nn.Parameter:
+        """The parameters ``prefix + number + name`` of the experts that are on this rank, stacked.
+
+        Of ``experts`` experts each rank of the expert axis has an equal share, in order. Each is of
+        ``shape``, drawn alone, and divided over the tensor ranks by ``shard``: some way or other, so that
+        every element has one owner there.
+        """
+        assert shard is not None or self.tensor.size == 1
+        share = experts // self.expert.size
+        assert share * self.expert.size == experts, f"{experts} experts over {self.expert.size} ranks"
+        stack = range(self.expert.rank * share, (self.expert.rank + 1) * share)
+        template = f"{self.prefix}{EACH}.{name}"
+        spec = ParameterSpec(template, shape, shard, is_expert=True, stack=stack)
+        return self._declared(spec, initializer)
+
+    def _declared(self, spec: ParameterSpec, initializer: Initializer) -> nn.Parameter:
+        """The parameter that ``spec`` declares, with its values."""
+        if self.device.type == "meta":
+            value = torch.empty(spec.local_shape, dtype=self.dtype, device="meta")
+        elif spec.stack is None:
+            value = self._drawn(spec, initializer)
+        else:
+            value = torch.stack([self._drawn(member, initializer) for member in spec.members])
+        parameter = nn.Parameter(value)
+        parameter.spec = spec  # type: ignore[attr-defined]
+        # DeepSpeed's norm of the gradient counts the parameters with this mark, and those of tensor rank 0.
+        parameter.tensor_model_parallel = spec.owned  # type: ignore[attr-defined]
+        return parameter
+
+    def _drawn(self, spec: ParameterSpec, initializer: Initializer) -> torch.Tensor:
+        # numpy's memory: within zero.Init torch.empty gives the run's dtype, and the draw depends on it.
+        value = torch.from_numpy(np.empty(spec.shape, dtype=np.float32))
+        initializer(value, torch.Generator("cpu").manual_seed(derive_seed(self.seed, spec.name)))
+        value = value if spec.shard is None else spec.shard.take(value)
+        return value.to(device=self.device, dtype=self.dtype)
 
 
 def _sum_gradient(parameter: nn.Parameter, axis: Axis, copies: int) -> None:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from megatron_lite.parallel.collectives import (
+    gathered,
     scattered_sum,
+    shared,
     start_gather,
     start_scattered_sum,
     start_sum,
@@ -66,6 +68,13 @@ class TensorParallel:
         if self.size == 1:
             return F.linear(x, weight, bias)
         return _ColumnLinear.apply(x, weight, bias, self)
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream whole, [b, s, hidden], for a part of the model that divides itself its own way.
+
+        Each rank finds a share of the gradient there.
+        """
+        return (gathered if self.splits_sequence else shared)(x, self.axis)
 
     def leave(self, partial: torch.Tensor) -> torch.Tensor:
         """From each rank's share of a sum [b, s, hidden] back to the residual stream."""

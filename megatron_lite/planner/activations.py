@@ -27,7 +27,9 @@ def micro_batch_tokens(config: Config) -> int:
 def kept_by_layer(config: Config) -> int:
     """Elements per token that one transformer layer keeps on a rank, dropout masks not included.
 
-    Tensor ranks share what is inside of attention and MLP; with ``sequence_parallel`` the rest, too.
+    Tensor ranks share what is inside of attention and MLP; with ``sequence_parallel`` the rest, too. Where
+    some layers have experts: the average of all layers, the tokens spread evenly over the experts. There a
+    token's input is kept k times, and what k experts make of it.
     """
     model, parallel = config.model, config.parallel
     hidden = model.hidden_size
@@ -43,6 +45,10 @@ def kept_by_layer(config: Config) -> int:
         attention += query  # the output before it is exchanged for tokens
     mlp = (4 if model.is_gated else 2) * model.ffn_size
     shares = parallel.model_parallel_size
+    mixtures = model.mlp_kinds.count("experts")
+    if mixtures:
+        experts = model.moe_top_k * (mlp + 2 * hidden * shares)  # every tensor rank has whole rows
+        mlp = (mixtures * experts + (model.num_layers - mixtures) * mlp) // model.num_layers
     return -(-norms // (shares if parallel.sequence_parallel else 1)) - (-(attention + mlp) // shares)
 
 

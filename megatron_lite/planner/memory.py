@@ -105,7 +105,7 @@ def _model_states(config: Config, on_gpu: bool) -> tuple[dict[str, int], dict[st
     """Parameters, gradients, optimizer and the update's temporary copies: on the device and on the host."""
     count = parameters_on_rank(config)
     stage, width, zero = _stage(config), element_bytes(config), config.zero
-    shard = -(-count.total // partitions(config))
+    shard = _shard(config, count)
     held = shard if stage >= 3 else count.total
     # Stage 0 updates the parameters themselves; the other stages update an fp32 copy.
     master, optimizer = _optimizer_bytes(config)
@@ -136,10 +136,17 @@ def _model_states(config: Config, on_gpu: bool) -> tuple[dict[str, int], dict[st
     return device, host
 
 
+def _shard(config: Config, count: ParameterCount) -> int:
+    """Parameters in one rank's part of what ZeRO divides: experts among the ranks with the same ones."""
+    ranks = partitions(config)
+    divided = -(-count.in_experts * config.parallel.expert_parallel_size // ranks)
+    return -(-(count.total - count.in_experts) // ranks) + divided
+
+
 def _optimizer_bytes(config: Config) -> tuple[int, int]:
     """The fp32 weights of this rank's share, and they with the optimizer's state."""
     count, stage = parameters_on_rank(config), _stage(config)
-    optimized = -(-count.total // partitions(config)) if stage >= 1 else count.total
+    optimized = _shard(config, count) if stage >= 1 else count.total
     master = FP32 * optimized if stage >= 1 else 0
     return master, master + _state_bytes(config, count, stage) * optimized // count.total
 
@@ -147,10 +154,10 @@ def _optimizer_bytes(config: Config) -> tuple[int, int]:
 def _gathered(config: Config, elsewhere: int) -> int:
     """Bytes of the parameters that stage 3 brings together to be used, of ``elsewhere`` that it could.
 
-    With parameters on NVMe each is let go of after its use.
+    With parameters on NVMe they are copied out of the buffers, and let go of after their use.
     """
     if config.zero.swaps_parameters:
-        return min(elsewhere, max(matrices_on_rank(config))) * element_bytes(config)
+        return max(matrices_on_rank(config)) * element_bytes(config)
     return min(elsewhere, _zero_number(config, "stage3_max_live_parameters")) * element_bytes(config)
 
 
@@ -176,7 +183,7 @@ def _swap_buffers(config: Config, not_in_update: int) -> dict[str, int]:
 def _swap_files(config: Config) -> dict[str, int]:
     """What is on NVMe."""
     count, zero = parameters_on_rank(config), config.zero
-    shard = -(-count.total // partitions(config))
+    shard = _shard(config, count)
     files: dict[str, int] = {}
     if zero.swaps_optimizer:
         files = {"optimizer": _optimizer_bytes(config)[1], "gradients": FP32 * shard}

@@ -14,10 +14,15 @@ class ParameterCount:
     Attributes:
         token_embedding: rows of the padded vocabulary x hidden size.
         position_embedding: learned positions; 0 for rotary and no positions.
-        layer: parameters of one transformer layer (all layers are alike).
-        layers: number of transformer layers.
+        layer: parameters of one transformer layer with an MLP (all these are alike).
+        layers: number of them.
         final_norm: the norm before the head.
         head: the output matrix; 0 when it is tied to the token embedding.
+        mixture: parameters of one transformer layer with experts, without the experts.
+        mixtures: number of them.
+        expert: parameters of one expert.
+        experts: experts of each such layer.
+        chosen_experts: experts that one token meets there.
     """
 
     token_embedding: int
@@ -26,22 +31,38 @@ class ParameterCount:
     layers: int
     final_norm: int
     head: int
+    mixture: int = 0
+    mixtures: int = 0
+    expert: int = 0
+    experts: int = 0
+    chosen_experts: int = 0
+
+    @property
+    def in_experts(self) -> int:
+        """All experts' parameters."""
+        return self.mixtures * self.experts * self.expert
 
     @property
     def total(self) -> int:
         """All parameters."""
         embeddings = self.token_embedding + self.position_embedding
-        return embeddings + self.layers * self.layer + self.final_norm + self.head
+        layers = self.layers * self.layer + self.mixtures * self.mixture + self.in_experts
+        return embeddings + layers + self.final_norm + self.head
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in computing one token: of the experts only the chosen ones."""
+        return self.total - self.in_experts + self.mixtures * self.chosen_experts * self.expert
 
     @property
     def in_matmuls(self) -> int:
         """Parameters that every token is multiplied with: the layers, the norms and the head, tied or not.
 
         A lookup in an embedding is no multiplication, so neither embedding counts, unless the token
-        embedding is the head as well.
+        embedding is the head as well. Of experts those count that one token meets.
         """
-        head = self.head or self.token_embedding
-        return self.layers * self.layer + self.final_norm + head
+        lookups = self.position_embedding + (self.token_embedding if self.head else 0)
+        return self.active - lookups
 
 
 def _linear(inputs: int, outputs: int, bias: bool) -> int:
@@ -54,7 +75,8 @@ def _norm(config: Config) -> int:
     return config.model.hidden_size * (2 if has_bias else 1)
 
 
-def _layer(config: Config) -> int:
+def _around_mlp(config: Config) -> int:
+    """Attention and norms of one layer."""
     model = config.model
     query_width = model.num_attention_heads * model.head_size
     key_value_width = model.num_kv_heads * model.head_size
@@ -62,11 +84,16 @@ def _layer(config: Config) -> int:
     attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_linear)
     if model.use_qk_layernorm:
         attention += 2 * model.head_size  # one weight for all query heads, one for all key heads, no bias
+    norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
+    return attention + norms * _norm(config)
+
+
+def _mlp(config: Config) -> int:
+    """An MLP; an expert is one, too."""
+    model = config.model
     projections = 2 if model.is_gated else 1
     mlp = _linear(model.hidden_size, projections * model.ffn_size, model.use_bias_in_mlp)
-    mlp += _linear(model.ffn_size, model.hidden_size, model.use_bias_in_mlp)
-    norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
-    return attention + mlp + norms * _norm(config)
+    return mlp + _linear(model.ffn_size, model.hidden_size, model.use_bias_in_mlp)
 
 
 def parameters_by_place(config: Config) -> ParameterCount:
@@ -80,15 +107,22 @@ def parameters_by_place(config: Config) -> ParameterCount:
     return ParameterCount(
         token_embedding=embedding,
         position_embedding=model.max_position_embeddings * model.hidden_size if learned else 0,
-        layer=_layer(config),
-        layers=model.num_layers,
+        layer=_around_mlp(config) + _mlp(config),
+        layers=model.mlp_kinds.count("dense"),
         final_norm=_norm(config),
         head=embedding if model.no_weight_tying else 0,
+        mixture=_around_mlp(config) + model.moe_num_experts * model.hidden_size,
+        mixtures=model.mlp_kinds.count("experts"),
+        expert=_mlp(config),
+        experts=model.moe_num_experts,
+        chosen_experts=model.moe_top_k,
     )
 
 
 def parameters_on_rank(config: Config) -> ParameterCount:
-    """Those of the rank that has most, ZeRO apart: tensor ranks share matrices, pipeline stages layers.
+    """Those of the rank that has most, ZeRO apart.
+
+    Tensor ranks share matrices, pipeline stages layers, expert ranks the experts of a layer.
 
     Norms and biases, a thousandth of a layer, are counted as if they were shared as well. Of several stages
     none has both ends of the model.
@@ -102,6 +136,11 @@ def parameters_on_rank(config: Config) -> ParameterCount:
         layers=-(-count.layers // stages),
         final_norm=count.final_norm,
         head=-(-count.head // tensor) if stages == 1 else 0,
+        mixture=-(-count.mixture // tensor),
+        mixtures=-(-count.mixtures // stages),
+        expert=-(-count.expert // tensor),
+        experts=count.experts // config.parallel.expert_parallel_size,
+        chosen_experts=count.chosen_experts,
     )
 
 

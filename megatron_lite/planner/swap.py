@@ -23,16 +23,20 @@ PARAMETER_BUFFERS = 5
 
 
 def matrices_on_rank(config: Config) -> Iterator[int]:
-    """Elements of each matrix of the model on one tensor rank, in the order of the optimizer's sub-groups."""
+    """Elements of each matrix of the model on one tensor rank, in the order of the optimizer's sub-groups.
+
+    The same matrix of a layer's experts is one parameter.
+    """
     model, count = config.model, parameters_on_rank(config)
     query, key_value = (heads * model.head_size for heads in (model.num_attention_heads, model.num_kv_heads))
     projections = 2 if model.is_gated else 1
-    layer = (query + 2 * key_value, query, projections * model.ffn_size, model.ffn_size)
+    attention, mlp = (query + 2 * key_value, query), (projections * model.ffn_size, model.ffn_size)
+    layers = {"dense": mlp, "experts": [model.moe_num_experts * width for width in mlp]}
     yield count.token_embedding
     if count.position_embedding:
         yield count.position_embedding
-    for _ in range(count.layers):
-        for width in layer:
+    for kind in model.mlp_kinds[: count.layers + count.mixtures]:
+        for width in (*attention, *layers[kind]):
             yield -(-width * model.hidden_size // config.parallel.model_parallel_size)
     if count.head:
         yield count.head

@@ -37,6 +37,7 @@ def step_traffic(config: Config, micro_batches: float) -> dict[str, float]:
     per_micro_batch: dict[str, float] = {
         "tensor": _loss(config) + _gradient_shares(config) + (0 if split else _sums(config)),
         "sequence": _slices(config) if split else 0,
+        "expert": _rows_of_experts(config),
         "context": _heads_or_keys(config),
         "pipe": _activations_between_stages(config),
     }
@@ -81,12 +82,30 @@ def _sums(config: Config) -> float:
 def _slices(config: Config) -> float:
     """With ``sequence_parallel``: gathers and scattered sums.
 
-    A block: 4 forward, 4 backward, and both matrices' inputs gathered again. The embedding: 2. The head: 3.
+    A block: 4 forward, 4 backward, and both matrices' inputs gathered again (experts keep theirs). The
+    embedding: 2. The head: 3.
     """
     again, chunks = _recomputed(config)
     without_end = chunks if config.model.hidden_dropout == 0 else 0
-    count = 10 * config.model.num_layers + 5 + 4 * again - without_end
+    count = 10 * config.model.num_layers - _mixtures(config) + 5 + 4 * again - without_end
     return _share(config.parallel.model_parallel_size) * count * residual_bytes(config) / _stages(config)
+
+
+def _mixtures(config: Config) -> int:
+    """Layers with experts."""
+    return config.model.mlp_kinds.count("experts")
+
+
+def _rows_of_experts(config: Config) -> float:
+    """Tokens, once for each expert that they go to, there and back, forward, backward and when recomputed.
+
+    The mean over ranks whose tokens choose alike: however uneven the choice, what one rank's experts get more
+    of the others, another's get less.
+    """
+    passes = 6 if config.model.checkpoint_activations else 4
+    rows = config.model.moe_top_k * residual_bytes(config)
+    share = _share(config.parallel.expert_parallel_size)
+    return share * passes * _mixtures(config) * rows / _stages(config)
 
 
 def _loss(config: Config) -> float:
@@ -99,10 +118,11 @@ def _gradient_shares(config: Config) -> float:
     """Parameters whose gradient each tensor rank knows a share of, added up in fp32 in every backward."""
     tensor = config.parallel.model_parallel_size
     vectors = _Vectors.of(config)
-    count = config.model.num_layers * vectors.of_heads
+    count = config.model.num_layers * vectors.of_heads + _mixtures(config) * vectors.router
     if config.parallel.sequence_parallel:
         positions = parameters_by_place(config).position_embedding
         count += config.model.num_layers * vectors.of_layer + vectors.final_norm + positions
+        count -= _mixtures(config) * vectors.of_mlp
     if config.model.num_kv_heads < tensor:
         count += config.model.num_layers * _key_value_matrices(config)
     return 2 * _share(tensor) * FP32 * count / _stages(config)
@@ -121,11 +141,15 @@ class _Vectors:
 
     Attributes:
         of_layer: norms of the residual stream and biases that are added to it, of one layer.
+        of_mlp: those of them that a layer with experts has not: the MLP's.
+        router: the matrix that it has.
         of_heads: norms of queries and keys of one layer.
         final_norm: the norm before the head.
     """
 
     of_layer: int
+    of_mlp: int
+    router: int
     of_heads: int
     final_norm: int
 
@@ -133,9 +157,10 @@ class _Vectors:
     def of(config: Config) -> _Vectors:
         model, norm = config.model, parameters_by_place(config).final_norm
         norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
-        biases = model.hidden_size * (model.use_bias_in_attn_linear + model.use_bias_in_mlp)
+        of_mlp = model.hidden_size * model.use_bias_in_mlp
+        of_layer = norms * norm + model.hidden_size * model.use_bias_in_attn_linear + of_mlp
         heads = 2 * model.head_size if model.use_qk_layernorm else 0
-        return _Vectors(norms * norm + biases, heads, norm)
+        return _Vectors(of_layer, of_mlp, model.moe_num_experts * model.hidden_size, heads, norm)
 
 
 def _heads_or_keys(config: Config) -> float:
@@ -200,32 +225,48 @@ def _tied_gradients(config: Config) -> float:
 
 def mean_parameters(config: Config) -> float:
     """Parameters of a rank before ZeRO divides them, mean over the stages."""
+    return _parameters_of_all(config) + _parameters_of_experts(config)
+
+
+def _parameters_of_all(config: Config) -> float:
+    """Those that every replica has."""
     count, tensor, stages = parameters_by_place(config), config.parallel.model_parallel_size, _stages(config)
     vectors = _Vectors.of(config)
     whole = vectors.of_layer + vectors.of_heads
     layer = whole + (count.layer - whole) / tensor
+    whole += vectors.router - vectors.of_mlp
+    mixture = whole + (count.mixture - whole) / tensor
     if config.model.num_kv_heads < tensor:
-        layer += _key_value_matrices(config) * (1 / config.model.num_kv_heads - 1 / tensor)
-    copies = 2 if stages > 1 and not config.model.no_weight_tying else 1
-    ends = (copies * count.token_embedding + count.head) / tensor + count.position_embedding
-    return (count.layers * layer + ends + count.final_norm) / stages
+        copies = _key_value_matrices(config) * (1 / config.model.num_kv_heads - 1 / tensor)
+        layer, mixture = layer + copies, mixture + copies
+    matrices = 2 if stages > 1 and not config.model.no_weight_tying else 1
+    ends = (matrices * count.token_embedding + count.head) / tensor + count.position_embedding
+    return (count.layers * layer + count.mixtures * mixture + ends + count.final_norm) / stages
+
+
+def _parameters_of_experts(config: Config) -> float:
+    """Those of the experts that a rank has."""
+    parallel = config.parallel
+    ranks = parallel.model_parallel_size * parallel.expert_parallel_size * _stages(config)
+    return parameters_by_place(config).in_experts / ranks
 
 
 def _replicas(config: Config, micro_batches: float) -> float:
     """Gradients and ZeRO's parameters among the replicas (data and context ranks), a step.
 
     The units are passes over the parameters: 2 for a sum, 1 for a gather or a sum that ends divided. ZeRO 2
-    and 3 divide the gradients of every micro-batch, as ZeRO 3 gathers parameters for every pass.
+    and 3 divide the gradients of every micro-batch, as ZeRO 3 gathers parameters for every pass. Divided
+    experts are shared by fewer replicas.
     """
     replicas = config.parallel.replicas
-    width, numbers = element_bytes(config), mean_parameters(config)
-    sent = {
-        0: 2 * numbers,
-        1: (_reduction(config) + 1) * numbers,
-        2: (_reduction(config) * micro_batches + 1) * numbers,
-        3: micro_batches * (numbers + _gathered(config)),
-    }
-    return _share(replicas) * width * sent[_engine_stage(config)]
+    width, stage = element_bytes(config), _engine_stage(config)
+    if stage == 3:
+        sent = mean_parameters(config) + _gathered(config)
+        return _share(replicas) * width * micro_batches * sent
+    passes = {0: 2, 1: _reduction(config) + 1, 2: _reduction(config) * micro_batches + 1}
+    numbers = _share(replicas) * _parameters_of_all(config)
+    numbers += _share(replicas // config.parallel.expert_parallel_size) * _parameters_of_experts(config)
+    return width * passes[stage] * numbers
 
 
 def _engine_stage(config: Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import deepspeed
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+from deepspeed.runtime.zero import partition_parameters
 from deepspeed.utils import groups
 
 
@@ -125,3 +127,25 @@ def let_the_loss_scale_rest(engine: Any) -> None:
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None:
         scaler.raise_error_at_min_scale = False
+
+
+def copy_out_of_swap_buffers() -> None:
+    """Give parameters from NVMe memory of their own where nothing is gathered: on one rank that is a CPU.
+
+    DeepSpeed lets the parameter be the buffer that its file was read into, and reads the next file into it
+    when the module is done. What recomputed activations saved of the weight for the backward is then another
+    weight: gradients are wrong, in silence.
+    """
+    partition_parameters._no_gather_coalesced = _no_gather_copied
+
+
+_no_gather = partition_parameters._no_gather_coalesced
+
+
+def _no_gather_copied(params: Iterable[Any]) -> Any:
+    params = list(params)
+    handle = _no_gather(params)
+    for parameter in params:
+        if parameter.nvme_swapper is not None and parameter.data_ptr() == parameter.ds_tensor.data_ptr():
+            parameter.data = parameter.data.clone()
+    return handle

@@ -14,9 +14,11 @@ from torch import nn
 from megatron_lite.config import Config
 from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.data.batches import Batch
+from megatron_lite.model.moe import routers_of
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import DTYPES, spec_of
 from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
@@ -79,13 +81,15 @@ class Engine:
             data_parallel_group=partition, config_dict_or_path=settings, mpu=mpu, enabled=stage == 3
         ):
             model = build_model(dtype)
-        self._optimizer = build_optimizer(config.optimizer, model)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False, mpu=mpu
-        )
+        with declared_experts(model, context):
+            self._optimizer = build_optimizer(config.optimizer, model)
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False, mpu=mpu
+            )
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.let_the_loss_scale_rest(self.deepspeed)
         self._clips_itself = stage == 0
+        self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
@@ -99,6 +103,7 @@ class Engine:
         set_lr(self._optimizer, lr)
         shares = [self._shares.share(batch) for batch in micro_batches]
         weight = self._context.replicas.size / self._count_tokens(shares)
+        self._weigh_balance(micro_batches)
         loss = torch.zeros((), device=self._context.device)
         for index, share in enumerate(shares):
             engine.set_gradient_accumulation_boundary(index == len(shares) - 1)
@@ -113,20 +118,47 @@ class Engine:
         return StepResult(loss, norm, not engine.was_step_applied(), loss_scale)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the loss over counted tokens, their number), dropout off.
+    def eval_loss(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the loss over counted tokens, their number) on this rank, dropout off.
 
-        Of this rank's tokens of ``batch``, whole sequences that the context ranks share.
+        Of this rank's tokens of ``micro_batches``, which have one shape; context ranks share the sequences.
         """
         self.deepspeed.eval()
-        share = self._shares.share(batch)
-        return self._loss_sum(share), counted_tokens(share)
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        losses = torch.stack([self._loss_sum(share) for share in shares])
+        counts = torch.stack([counted_tokens(share) for share in shares])
+        return losses.double().sum(), counts.double().sum()
 
     @property
     def loss_scale(self) -> float:
         """fp16's current loss scale; 1 in fp32 and bf16."""
         scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
         return float(scale)
+
+    def expert_load(self) -> float | None:
+        """The tokens of a layer's busiest expert in proportion to an even share, since this was last called.
+
+        Of all layers the worst. Every rank calls this. None without experts.
+        """
+        if not self._has_experts:
+            return None
+        worst = torch.zeros((), device=self._context.device)
+        for router in self._routers:
+            load = self._context.sum_over_replicas(worst.new_zeros(router.num_experts) + router.load)
+            worst = torch.maximum(worst, load.amax() / load.mean())
+            router.load = 0.0
+        if self._context.pipe.size > 1:
+            dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._context.pipe.group)
+        return float(worst)
+
+    def _weigh_balance(self, micro_batches: Sequence[Batch]) -> None:
+        """Let the balance loss of each sequence count as one of the global batch's.
+
+        It enters in the backward, behind whatever the loss was multiplied by: weight and loss scale.
+        """
+        sequences = sum(len(batch.tokens) for batch in micro_batches) * self._context.data.size
+        for router in self._routers:
+            router.loss_weight = self.loss_scale * self._context.replicas.size / sequences
 
     def _loss_sum(self, share: Batch) -> torch.Tensor:
         return self._sum(self._objective(self._forward, share, self._context.tensor), share)
@@ -148,21 +180,30 @@ class Engine:
     def _clip(self) -> torch.Tensor:
         """The gradient's norm, after scaling the gradient down to ``gradient_clipping`` (0: never).
 
-        For stage 0, where DeepSpeed reports no norm: every data rank holds the whole averaged gradient, each
-        tensor rank its part. On a CPU reading the norm is free, and a gradient that is small enough is left
-        alone.
+        For stage 0, where DeepSpeed reports no norm: every data rank holds the whole averaged gradient (of
+        experts, each expert rank its own), each tensor rank its part. On a CPU reading the norm is free, and
+        a gradient that is small enough is left alone.
         """
-        gradients = [p.grad for p in self._parameters if p.grad is not None and spec_of(p).owned]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        tensor = self._context.tensor
-        if tensor.size > 1:
-            square = norm.square()
-            dist.all_reduce(square, group=tensor.group)
-            norm = square.sqrt()
+        square = torch.zeros((), device=self._context.device)
+        for is_expert in (False, True):
+            owned = [p.grad for p in self._parameters if p.grad is not None and _counts(p, is_expert)]
+            part = torch.nn.utils.get_total_norm(owned).square().to(square.device)
+            if is_expert and self._context.expert.size > 1:
+                dist.all_reduce(part, group=self._context.expert.group)
+            square = square + part
+        if self._context.tensor.size > 1:
+            dist.all_reduce(square, group=self._context.tensor.group)
+        norm = square.sqrt()
         limit = self._own_clipping
         if limit > 0 and (norm.device.type != "cpu" or norm > limit):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
         return norm
+
+
+def _counts(parameter: nn.Parameter, is_expert: bool) -> bool:
+    """Whether this rank answers for ``parameter``, which is an expert's or is not."""
+    spec = spec_of(parameter)
+    return spec.owned and spec.is_expert == is_expert
 
 
 def engine_settings(config: Config) -> dict[str, Any]:

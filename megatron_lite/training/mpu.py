@@ -13,8 +13,8 @@ class TensorDataMpu:
     def __init__(self, context: ParallelContext) -> None:
         """Every rank makes one at the same time."""
         self._tensor, self._data = context.tensor, context.replicas
-        self._tensor_group = _group(context.tensor, context.rank)
-        self._data_group = _group(context.replicas, context.rank)
+        self._tensor_group = process_group(context.tensor, context.rank)
+        self._data_group = process_group(context.replicas, context.rank)
 
     def get_model_parallel_rank(self) -> int:
         """This rank's place on the tensor axis."""
@@ -45,7 +45,7 @@ class TensorDataMpu:
         return dist.get_process_group_ranks(self._data_group)
 
 
-def _group(axis: Axis, rank: int) -> dist.ProcessGroup:
+def process_group(axis: Axis, rank: int) -> dist.ProcessGroup:
     """The axis' group, a real one where the axis has none: DeepSpeed takes None for all ranks of the run."""
     if axis.group is not None:
         return axis.group

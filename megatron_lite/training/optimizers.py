@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from megatron_lite.config.sections.optimizer import OptimizerSection
 from megatron_lite.parallel.parameter import spec_of
+from megatron_lite.training.experts import group_marks
 from megatron_lite.training.lion import Lion
 from megatron_lite.utils.errors import ConfigError
 
@@ -18,15 +20,18 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
-    """Matrices, which decay, and the rest (biases, norm weights), which do not; no empty group."""
+    """Matrices, which decay, and the rest (biases, norm weights), which do not; no empty group.
+
+    Experts that are divided over ranks have groups of their own.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if spec_of(parameter).decays]
-    others = [parameter for parameter in trainable if not spec_of(parameter).decays]
-    groups: Groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: Groups = []
+    for is_divided, decays in product((False, True), (True, False)):
+        chosen = [p for p in trainable if bool(group_marks(p)) == is_divided and spec_of(p).decays == decays]
+        if chosen:
+            decay = weight_decay if decays else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, **group_marks(chosen[0])})
+    return groups
 
 
 def adamw(groups: Groups, keys: OptimizerSection) -> Optimizer:

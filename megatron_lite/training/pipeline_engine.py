@@ -11,11 +11,13 @@ import torch.distributed as dist
 
 from megatron_lite.config import Config
 from megatron_lite.data.batches import Batch
+from megatron_lite.model.moe import routers_of
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.bubble import Bubble
 from megatron_lite.training.engine import Engine, StepResult, counted_tokens, engine_settings
+from megatron_lite.training.experts import declared_experts
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
 from megatron_lite.training.sequence_shares import SequenceShares
@@ -43,10 +45,12 @@ class PipelineEngine(Engine):
         settings = pipeline_settings(config)
         defects.import_muon(compiled=False)
         model = self._module = build_model(DTYPES[config.precision.precision])
-        self._optimizer = build_optimizer(config.optimizer, model)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
-        )
+        self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
+        with declared_experts(model, context):
+            self._optimizer = build_optimizer(config.optimizer, model)
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
@@ -70,6 +74,7 @@ class PipelineEngine(Engine):
             engine.set_train_batch_size(count * self._micro_batch_size * self._context.replicas.size)
         shares = [self._shares.share(batch) for batch in micro_batches]
         self._weight = self._context.replicas.size * count / self._count_tokens(shares)
+        self._weigh_balance(micro_batches)
         loss_scale = self.loss_scale
         self._expect(shares)
         if self._bubble:
@@ -82,18 +87,27 @@ class PipelineEngine(Engine):
         return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)
 
     @torch.no_grad()
-    def eval_loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`Engine.eval_loss`; the sum is on every rank of the pipeline."""
-        engine = self.deepspeed
+    def eval_loss(self, micro_batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Engine.eval_loss`. Every rank of the pipeline gets what the last stage finds.
+
+        Micro-batches follow each other as in training: with m of them a rank waits (p - 1) / (m + p - 1) of
+        the time.
+        """
+        engine, count = self.deepspeed, len(micro_batches)
         self._weight = 1.0
-        share = self._shares.share(batch)
-        self._expect([share])
-        sums = engine.eval_batch(_feed([share]), reduce_output=None, bcast_loss=False, num_micro_batches=1)
+        shares = [self._shares.share(batch) for batch in micro_batches]
+        self._expect(shares)
+        losses = engine.eval_batch(
+            _feed(shares), reduce_output=None, bcast_loss=False, num_micro_batches=count
+        )
         self._let_go()
-        loss = sums[0] if engine.is_last_stage() else torch.zeros((), device=self._context.device)
+        found = torch.zeros(2, dtype=torch.float64, device=self._context.device)
+        if engine.is_last_stage():
+            found[0] = torch.stack(losses).double().sum()
+            found[1] = torch.stack([counted_tokens(share) for share in shares]).sum()
         last = engine.grid.stage_to_global(engine.num_stages - 1)
-        dist.broadcast(loss, last, group=self._context.pipe.group)
-        return loss, counted_tokens(share)
+        dist.broadcast(found, last, group=self._context.pipe.group)
+        return found[0], found[1]
 
     def _weighted_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What the last stage differentiates."""

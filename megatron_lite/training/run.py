@@ -12,7 +12,7 @@ import torch
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
-from megatron_lite.data.batches import Fetch, micro_batch
+from megatron_lite.data.batches import Fetch, micro_batch, unread
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.mixture import Mixture
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
@@ -64,15 +64,11 @@ def train(config: Config, context: ParallelContext) -> int:
     datasets = open_datasets(config)
     _ = datasets.train  # missing or damaged files are told of before the ranks meet
     tokenizer = load_tokenizer(config.data)
-    masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
-    document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
-    fetch: Fetch = partial(
-        micro_batch, device=context.device, masked_token=masked_token, document_end=document_end
-    )
     limit = config.training.distributed_timeout
     with distributed(context, limit), swap_space(config, context), Watchdog(context, limit) as watchdog:
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
+        fetch = fetch_for(config, context, tokenizer)
         state, saved = begin_from(checkpoint, config, context, engine)
         state.data = resume_data(config, context, datasets, plan, state.step, state.samples, saved)
         training_data = datasets.train.with_phases(state.data.phases)
@@ -93,13 +89,27 @@ def train(config: Config, context: ParallelContext) -> int:
     return 0
 
 
+def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) -> Fetch:
+    """How this rank gets its micro-batches.
+
+    A stage in the middle of a pipeline needs no samples, unless attention goes by their documents.
+    """
+    masked_token = tokenizer.eod_id if config.data.eod_mask_loss else None
+    document_end = tokenizer.eod_id if config.data.reset_attention_mask else None
+    if 0 < context.pipe.rank < context.pipe.size - 1 and document_end is None:
+        return partial(unread, length=config.model.seq_length)
+    return partial(micro_batch, device=context.device, masked_token=masked_token, document_end=document_end)
+
+
 def open_engine(config: Config, context: ParallelContext) -> Engine:
     """The model under the engine that the layout needs: a pipeline's, or the plain one."""
     objective = OBJECTIVES["causal_lm"]
 
     def factory(dtype: torch.dtype) -> ParameterFactory:
         tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-        return ParameterFactory(config.training.seed, dtype, tensor=tensor)
+        return ParameterFactory(
+            config.training.seed, dtype, tensor=tensor, expert=context.expert, context=context.context
+        )
 
     if context.pipe.size > 1:
         return PipelineEngine(
@@ -125,7 +135,7 @@ def make_hooks(
     account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
     return [
         *account,
-        Figures(config, context, backends, progress),
+        Figures(config, context, engine, backends, progress),
         MixtureReport(config, data, plan, backends, progress),
         Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),

@@ -28,6 +28,7 @@ from megatron_lite.parallel.context import Axis, ParallelContext
 from megatron_lite.parallel.parameter import DTYPES, ParameterFactory
 from megatron_lite.parallel.tensor import TensorParallel
 from megatron_lite.training.deepspeed_defects import engine_stage
+from megatron_lite.training.experts import mark_experts
 from megatron_lite.training.optimizers import parameter_groups
 from megatron_lite.training.stages import META, stage_bounds
 
@@ -78,7 +79,10 @@ def place_of(parallel: ParallelSection, rank: int) -> ParallelContext:
 def _model(config: Config, context: ParallelContext) -> nn.Module:
     """The parameters of one rank, in the order in which DeepSpeed meets them, without storage."""
     tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-    factory = ParameterFactory(config.training.seed, DTYPES[config.precision.precision], META, tensor=tensor)
+    dtype = DTYPES[config.precision.precision]
+    factory = ParameterFactory(
+        config.training.seed, dtype, META, tensor=tensor, expert=context.expert, context=context.context
+    )
     if context.pipe.size == 1:
         return build_gpt(config, factory)
     plans = layer_plans(config.model, factory)
@@ -97,12 +101,17 @@ def _holders(config: Config, model: nn.Module, context: ParallelContext) -> list
     """Where the optimizer of ``context``'s rank has the parameters (see ``checkpoint/layouts``)."""
     stage = engine_stage(config.zero.stage, config.precision.precision)
     stage = 1 if context.pipe.size > 1 else stage
-    groups = [group["params"] for group in parameter_groups(model, 0.0)]
+    if context.expert.size > 1:
+        mark_experts(model, context.expert.size)
+    groups = parameter_groups(model, 0.0)
     if stage == 0:
-        return [_whole(parameter) for group in groups for parameter in group]
+        return [_whole(parameter) for group in groups for parameter in group["params"]]
     if stage == 3:
-        return [_slice(parameter, context.replicas) for group in groups for parameter in group]
-    return [_partition(group, context.replicas) for group in groups]
+        return [_slice(parameter, context.replicas) for group in groups for parameter in group["params"]]
+    return [
+        _partition(group["params"], context.expert_replicas if "moe" in group else context.replicas)
+        for group in groups
+    ]
 
 
 def _whole(parameter: nn.Parameter) -> Holder:

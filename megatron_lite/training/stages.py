@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -54,6 +55,8 @@ class PipelinedGPT(PipelineModule):
         counted = layer_plans(model, replace(factory, device=META))
         self._bounds = stage_bounds(config.parallel.pipe_partition_method, counted, stages)
         self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
+        if context.expert.size > 1:
+            check_experts(model.mlp_kinds, self._bounds)
         specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
         topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -104,6 +107,16 @@ def stage_bounds(method: str, layers: Sequence[LayerPlan], stages: int) -> list[
     blocks[-1] += norm + head
     inner = partition_balanced(blocks, stages)[1:-1]
     return [0, *(int(bound) + 1 for bound in inner), len(layers)]
+
+
+def check_experts(kinds: Sequence[str], bounds: Sequence[int]) -> None:
+    """Raise unless every stage has experts: DeepSpeed's norm is a collective for each group of parameters."""
+    for stage, (first, last) in enumerate(pairwise(bounds)):
+        if "experts" not in kinds[max(first - 1, 0) : last - 1]:  # the embedding comes before the blocks
+            raise ConfigError(
+                f"pipeline stage {stage} would have no layer with experts, which expert_parallel_size asks "
+                "for: choose a smaller expert_interval or fewer stages"
+            )
 
 
 def _spec(plan: LayerPlan, tied: bool) -> LayerSpec:

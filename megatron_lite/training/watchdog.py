@@ -67,9 +67,10 @@ class Watchdog:
         self._sign = Sign("the start", self._longer)
         self._wake = threading.Event()
         self._alarm: str | None = None
-        store: Any = _get_default_store()
-        # A connection of its own: the main thread may be waiting in the other.
-        self._store = store.clone() if context.world_size > 1 else None
+        self._store: Any = None
+        if context.world_size > 1:
+            store: Any = _get_default_store()
+            self._store = store.clone()  # a connection of its own: the main thread may be waiting
         jobs = [self._watch] if self._store is None else [self._watch, self._listen]
         self._threads = [threading.Thread(target=job, name=NAME, daemon=True) for job in jobs]
 

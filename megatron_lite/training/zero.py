@@ -19,6 +19,7 @@ from megatron_lite.config.sections.zero import OFFLOADS
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.planner import estimate_memory
 from megatron_lite.planner.swap import swap_keys
+from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.utils.errors import ConfigError
 from megatron_lite.utils.log import LOGGER
 
@@ -92,6 +93,7 @@ def swap_space(config: Config, context: ParallelContext) -> Iterator[None]:
         load_async_io(announce=context.local_rank == 0)
 
     together(context, prepare)
+    defects.copy_out_of_swap_buffers()
     try:
         yield
     finally:

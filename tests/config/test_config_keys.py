@@ -124,8 +124,10 @@ def test_a_choice_names_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "moe_num_experts: 8",
-        "moe_expert_parallel_size: 2",
+        "moe_token_dropping: true",
+        "moe_glu: true",
+        "moe_jitter_eps: 0.01",
+        "moe_router_type: sinkhorn",
         "train_impl: dpo",
         "pack_impl: unpacked",
         "use_mup: true",

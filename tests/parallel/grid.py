@@ -135,8 +135,8 @@ def pairs(layout: Layout) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
 def covering(candidates: Sequence[Layout]) -> list[Layout]:
     """Few of ``candidates`` in which every pair of features occurs that occurs in any: greedily the one that
     adds most pairs, of equals the one with fewest ranks, of those the first."""
-    missing = set().union(*map(pairs, candidates))
-    chosen = []
+    missing = set(itertools.chain(*map(pairs, candidates)))
+    chosen: list[Layout] = []
     while missing:
         best = max(candidates, key=lambda layout: (len(pairs(layout) & missing), -layout.ranks))
         chosen.append(best)

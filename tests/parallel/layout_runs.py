@@ -46,7 +46,7 @@ class Case:
         load: folder of the checkpoint it begins with.
         saved_at: a step after which it also saves.
         documents: whether several documents stand in a row and do not see each other.
-        counted: whether the bytes that are sent in a step are counted.
+        counted: whether the bytes that are sent in a step are counted, in every step but the first.
     """
 
     name: str
@@ -123,7 +123,7 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
             count = case.samples[step % len(case.samples)]
             batch = global_batch(step, count, case.masked, case.documents)
             starts = range(context.data_rank * size, count, size * context.data_size)
-            with traffic if case.counted else nullcontext():
+            with traffic if case.counted and step > case.first else nullcontext():
                 result = engine.train_step([rows(batch, start, size) for start in starts], LR)
             losses.append(float(context.sum_over_replicas(result.loss.clone())) / context.replicas.size)
             norms.append(float(result.grad_norm))
@@ -133,11 +133,13 @@ def run_case(case: Case, world_size: int, folder: Path) -> Outcome:
         assert_copies_are_equal(engine.deepspeed.module, context)
         totals = torch.zeros(2, dtype=torch.float64)
         for number in (4, 2):  # the second batch has another shape
-            batch = global_batch(1000 + number, number, case.masked, case.documents)
-            totals += torch.stack(engine.eval_loss(batch))
+            batches = [
+                global_batch(1000 + number + seed, number, case.masked, case.documents) for seed in range(3)
+            ]
+            totals += torch.stack(engine.eval_loss(batches))
         context.sum_over_replicas(totals)
         engine.deepspeed.destroy()
-        sent = mean_by_kind(traffic, case.last - case.first)
+        sent = mean_by_kind(traffic, case.last - case.first - 1)
     return Outcome(losses, norms, float(totals[0] / totals[1]), sent)
 
 
@@ -147,7 +149,7 @@ def mean_by_kind(traffic: Any, steps: int) -> dict[str, float]:
 
     sent = torch.tensor([traffic.bytes[kind] for kind in KINDS], dtype=torch.float64)
     torch.distributed.all_reduce(sent)
-    sent /= steps * torch.distributed.get_world_size()
+    sent /= max(steps, 1) * torch.distributed.get_world_size()
     return {kind: size for kind, size in zip(KINDS, sent.tolist(), strict=True) if size}
 
 

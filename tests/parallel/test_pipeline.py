@@ -223,7 +223,7 @@ def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
         for step in range(5):
             batch = global_batch(step, SAMPLES, False)
             engine.train_step([rows(batch, start, size) for start in range(0, SAMPLES, size)], 1e-3)
-            engine.eval_loss(rows(batch, 0, size))
+            engine.eval_loss([rows(batch, 0, size)])
             shares.append(engine._bubble.shares())
         return sorted(shares)[2]
 

@@ -85,14 +85,13 @@ def test_it_is_what_the_ranks_of_the_layout_write(
     assert_same(find_checkpoint(again), find_checkpoint(folder / "pipe"))
 
 
-def test_it_loads_bitwise(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_loads_bitwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four ranks of "pipe" are one replica: cut for two ranks, and loaded by them."""
     keys = LAYOUTS["tensor"]
-    reshard(monkeypatch, folder / "pipe", tmp_path / "cut", "--set", "pipe_parallel_size=1", *words(keys))
-    # Two replicas of two: the four ranks of "pipe" were one replica of four.
-    assert len(list(find_checkpoint(tmp_path / "cut").glob("weights_*"))) == 2
+    reshard(monkeypatch, folder / "pipe", folder / "cut", "--set", "pipe_parallel_size=1", *words(keys))
+    assert len(list(find_checkpoint(folder / "cut").glob("weights_*"))) == 2
     case = Case("loaded", keys, first=STEP, last=STEP, load="cut")
-    (tmp_path / "cut").rename(folder / "cut")
-    outcomes([case, replace(case, name="unbroken", load="one")], 4, folder)
+    outcomes([case, replace(case, name="unbroken", load="one")], 2, folder)
     assert_same(find_checkpoint(folder / "loaded"), find_checkpoint(folder / "unbroken"))
 
 
@@ -186,7 +185,7 @@ def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
     finally:
         done.set()
         watcher.join()
-    assert peak - before < 40 << 20
+    assert peak - before < 16 << 20
     for number, (_, weight) in enumerate(read_weights(out)):
         expected = torch.arange(ELEMENTS, dtype=torch.float32) + float(2 * number * ELEMENTS)
         assert torch.equal(weight.view(-1), expected)

@@ -74,6 +74,9 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "pos_emb": draw(st.sampled_from(["rotary", "learned", "none"])),
         "norm": draw(st.sampled_from(["layernorm", "rmsnorm"])),
         "activation": draw(st.sampled_from(["gelu", "swiglu", "bilinear"])),
+        "moe_num_experts": draw(st.sampled_from([1, 3])),
+        "moe_top_k": 1,
+        "expert_interval": draw(st.sampled_from([1, 2])),
     }
     names = (
         "no_weight_tying use_bias_in_norms use_bias_in_attn_linear use_bias_in_mlp use_qk_layernorm "
@@ -89,4 +92,24 @@ def test_count_is_that_of_the_built_model(keys: dict[str, Any]) -> None:
     gpt = build_gpt(config, ParameterFactory(1, device=torch.device("meta")))
     assert count_parameters(config) == sum(parameter.numel() for parameter in gpt.parameters())
     places = parameters_by_place(config)
-    assert places.layer == sum(parameter.numel() for parameter in gpt.layers[1].parameters())
+    for block, kind in zip(gpt.layers[1:], config.model.mlp_kinds, strict=False):
+        counted = places.layer if kind == "dense" else places.mixture + places.experts * places.expert
+        assert counted == sum(parameter.numel() for parameter in block.parameters())
+
+
+def test_a_token_meets_few_experts() -> None:
+    """Mixtral 8x7B (arXiv 2401.04088): 47B parameters, of which a token uses 13B."""
+    keys = {
+        "num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_kv_heads": 8,
+        "seq_length": 4096, "vocab_size": 32000, "pos_emb": "rotary", "norm": "rmsnorm",
+        "activation": "swiglu", "intermediate_size": 3 * 14336, "no_weight_tying": True,
+        "use_bias_in_attn_linear": False, "use_bias_in_mlp": False,
+        "moe_num_experts": 8, "moe_top_k": 2, "expert_interval": 1,
+    }  # fmt: skip
+    count = parameters_by_place(config_from_keys(keys))
+    assert count.total == 46_702_792_704
+    assert count.active == pytest.approx(12.9e9, rel=0.005)
+    one = parameters_by_place(config_from_keys({**keys, "moe_num_experts": 1}))
+    assert count.in_matmuls - one.in_matmuls == 32 * (count.expert + 8 * 4096), (
+        "a second expert and the router"
+    )

@@ -20,6 +20,7 @@ from megatron_lite.planner import (
     count_parameters,
     estimate_memory,
     fits,
+    parameters_by_place,
     suggest_fitting_keys,
 )
 
@@ -42,6 +43,19 @@ def config(ranks: int = 1, **keys: Any) -> Config:
 
 def states(ranks: int, stage: int, **keys: Any) -> MemoryEstimate:
     return estimate_memory(config(ranks, zero_optimization={"stage": stage, **keys}), on_gpu=True)
+
+
+def test_divided_experts() -> None:
+    """Over 4 of 8 ranks: a quarter of the experts each, whose optimizer state only two ranks share."""
+    keys = {"moe_num_experts": 8, "moe_top_k": 2, "zero_optimization": {"stage": 1}}
+    whole, divided = (
+        estimate_memory(config(8, expert_parallel_size=degree, **keys), on_gpu=True) for degree in (1, 4)
+    )
+    count = parameters_by_place(config(8, **keys))
+    assert count.in_experts > count.total / 2
+    saved = whole.device["parameters"] - divided.device["parameters"]
+    assert saved == pytest.approx(2 * count.in_experts * 3 / 4)
+    assert divided.device["optimizer"] == pytest.approx(whole.device["optimizer"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,57 +8,43 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from training_runs import KEYS, losses, run, write_corpus
+from training_runs import KEYS, losses, records, train_rank, write_corpus
 
 from megatron_lite.config import config_from_keys
 from megatron_lite.training.zero import check_zero
 from megatron_lite.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
-SHORT: dict[str, Any] = {"train_iters": 6, "train_micro_batch_size_per_gpu": 2}
+SHORT: dict[str, Any] = {"train_micro_batch_size_per_gpu": 2, "lr_decay_iters": 4, "eval_iters": 0}
 
 
-def gathered_between(keys: dict[str, Any]) -> list[int]:
-    """Ranks that hold a second copy of the parameters between them, as DeepSpeed's engine has it."""
+def train_all(runs: list[dict[str, Any]]) -> list[int]:
+    """One rank of runs after each other; who shares a second copy of the parameters with it in the last."""
     import torch.distributed as dist
     from deepspeed.utils import groups
 
-    from megatron_lite.parallel.context import arrange, context_from_environment
-    from megatron_lite.training.distributed import distributed
-    from megatron_lite.training.run import open_engine
-
-    config = config_from_keys(keys, world_size=4)
-    context = context_from_environment()
-    with distributed(context):
-        open_engine(config, arrange(context, config.parallel))
+    assert [train_rank(keys, 4) for keys in runs] == [0] * len(runs)
     return dist.get_process_group_ranks(groups._get_zero_param_intra_parallel_group())
 
 
 def test_hierarchical_partitions_follow_plain_stage_3(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path)
     # 1000: else all parameters of this small model stay gathered, and nothing is partitioned twice
-    stage3 = {"stage": 3, "stage3_param_persistence_threshold": 1000}
-    plain = losses(run(tmp_path / "plain", corpus, 4, zero_optimization=stage3, **SHORT))
-    twice = stage3 | {"zero_hpz_partition_size": 2}
-    first = losses(run(tmp_path / "hpz", corpus, 4, zero_optimization=twice, **SHORT | {"train_iters": 3}))
-    resumed = run(
-        tmp_path / "resumed",
-        corpus,
-        4,
-        zero_optimization=twice,
-        load=str(tmp_path / "hpz" / "checkpoints"),
-        lr_decay_iters=6,
-        **SHORT,
-    )
-    assert len(plain) == 6
-    assert plain[-1] < plain[0]
-    assert first + losses(resumed) == pytest.approx(plain, rel=1e-5)
+    plain = {"stage": 3, "stage3_param_persistence_threshold": 1000}
+    twice = plain | {"zero_hpz_partition_size": 2}
 
+    def keys(name: str, zero: dict[str, Any], steps: int) -> dict[str, Any]:
+        own = {"run_dir": str(tmp_path / name), "train_iters": steps, "zero_optimization": zero}
+        return {**KEYS, **SHORT, **own, "data_path": str(corpus)}
 
-def test_the_groups_are_neighbours(tmp_path: Path) -> None:
-    zero = {"stage": 3, "zero_hpz_partition_size": 2}
-    keys = {**KEYS, "data_path": "unused", "run_dir": str(tmp_path), "zero_optimization": zero}
-    assert run_ranks(gathered_between, 4, keys) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    corpus = write_corpus(tmp_path)
+    begun = [keys("plain", plain, 4), keys("hpz", twice, 2)]
+    assert run_ranks(train_all, 4, begun, timeout=120) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    resumed = keys("resumed", twice, 4) | {"load": str(tmp_path / "hpz" / "checkpoints")}
+    run_ranks(train_all, 4, [resumed], timeout=120)
+    curves = {name: losses(records(tmp_path / name)) for name in ("plain", "hpz", "resumed")}
+    assert len(curves["plain"]) == 4
+    assert curves["plain"][-1] < curves["plain"][0]
+    assert curves["hpz"] + curves["resumed"] == pytest.approx(curves["plain"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_lite.checkpoint.layouts import unpartitioned, zero3, zero12
-from megatron_lite.checkpoint.layouts.layout import Holder, Layout, whole_part
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, whole_parts
 from megatron_lite.utils.errors import CheckpointError
 
 _LAYOUTS: dict[str, Callable[[Any], Layout]] = {
@@ -55,5 +55,5 @@ def _untrained(engine: Any, layout: Layout) -> list[Holder]:
         if hasattr(parameter, "ds_tensor"):
             holders.append(zero3.untrained_partition(parameter))
         else:
-            holders.append(Holder(parameter.data, (whole_part(parameter),), replicated=True))
+            holders.append(Holder(parameter.data, whole_parts(parameter), replicated=True))
     return holders

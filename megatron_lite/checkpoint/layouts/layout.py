@@ -8,6 +8,7 @@ for that tensor has the same shape, so the same parts locate the state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Part:
         offset: where they begin in the holder.
         region: what this tensor rank has of the parameter; None: all of it.
         owned: whether this tensor rank saves them, not another one that has them, too.
+        is_expert: whether only the expert replicas have them, not all replicas.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Part:
     offset: int
     region: Region | None = None
     owned: bool = True
+    is_expert: bool = False
 
     @property
     def key(self) -> tuple[str, Region | None]:
@@ -69,7 +72,7 @@ class Holder:
     Attributes:
         tensor: the tensor; contiguous.
         parts: the parameters' elements in it.
-        replicated: whether every data-parallel rank holds the same one.
+        replicated: whether every rank that could hold the same one does.
         optimizer: the optimizer whose ``state`` belongs to it; None for a parameter that is not trained.
         group: number of its parameter group in that optimizer.
         packed: a state tensor that is not laid out like ``tensor``.
@@ -118,15 +121,22 @@ class Layout:
     loss_scaler: Any = None
 
 
-def whole_part(parameter: nn.Parameter, offset: int = 0) -> Part:
+def whole_parts(parameter: nn.Parameter, offset: int = 0) -> tuple[Part, ...]:
     """All of ``parameter`` at ``offset``."""
-    return part_of(parameter, 0, parameter.numel(), offset)
+    return parts_of(parameter, 0, parameter.numel(), offset)
 
 
-def part_of(parameter: nn.Parameter, start: int, stop: int, offset: int) -> Part:
-    """Elements ``[start, stop)`` of ``parameter``, as it is here, at ``offset``."""
-    spec = spec_of(parameter)
-    return Part(spec.name, spec.shape, start, stop, offset, region_of(spec), spec.owned)
+def parts_of(parameter: nn.Parameter, start: int, stop: int, offset: int) -> tuple[Part, ...]:
+    """Elements ``[start, stop)`` of ``parameter``, as it is here, at ``offset``; of a stack, by expert."""
+    parts, first = [], 0
+    for spec in spec_of(parameter).members:
+        last = first + math.prod(spec.local_shape)
+        low, high = max(start, first), min(stop, last)
+        if low < high:
+            own = (low - first, high - first, offset + low - start)
+            parts.append(Part(spec.name, spec.shape, *own, region_of(spec), spec.owned, spec.is_expert))
+        first = last
+    return tuple(parts)
 
 
 def region_of(spec: ParameterSpec) -> Region | None:
@@ -138,11 +148,11 @@ def parts_of_flat(
     parameters: Sequence[nn.Parameter], offsets: Iterable[int], start: int, stop: int
 ) -> tuple[Part, ...]:
     """The parts in the range ``[start, stop)`` of a buffer in which ``parameters`` begin at ``offsets``."""
-    parts = []
+    parts: list[Part] = []
     for parameter, offset in zip(parameters, offsets, strict=True):
         first, last = max(offset, start), min(offset + parameter.numel(), stop)
         if first < last:
-            parts.append(part_of(parameter, first - offset, last - offset, first - start))
+            parts.extend(parts_of(parameter, first - offset, last - offset, first - start))
     return tuple(parts)
 
 

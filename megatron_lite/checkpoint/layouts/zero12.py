@@ -16,7 +16,7 @@ from megatron_lite.checkpoint.layouts.layout import (
     Part,
     offsets_of,
     parts_of_flat,
-    whole_part,
+    whole_parts,
 )
 
 MOMENTUM = "momentum_buffer"
@@ -74,5 +74,6 @@ def _is_muon(wrapper: Any, number: int) -> bool:
 
 def _whole_momenta(parameters: Sequence[nn.Parameter]) -> Packed:
     """Muon's momentum without offload: of each matrix that touches the partition, whole, end to end."""
-    parts = tuple(whole_part(p, offset) for p, offset in zip(parameters, offsets_of(parameters), strict=True))
+    places = zip(parameters, offsets_of(parameters), strict=True)
+    parts = tuple(part for p, offset in places for part in whole_parts(p, offset))
     return Packed(MOMENTUM, sum(part.numel for part in parts), parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, part_of
+from megatron_lite.checkpoint.layouts.layout import Holder, Layout, Part, parts_of
 from megatron_lite.checkpoint.layouts.swapped import SwappedHolder, parameter_slice, swapped_holder
 
 
@@ -12,9 +12,10 @@ def stage3(wrapper: Any) -> Layout:
     """``DeepSpeedZeroOptimizer_Stage3``: parameters and optimizer on the device, in CPU memory or on NVMe."""
     holders: list[Holder] = []
     for sub_group, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
-        parts, offset = [], 0
+        parts: list[Part] = []
+        offset = 0
         for parameter in wrapper.fp16_groups[sub_group]:
-            parts.extend(_part(parameter, offset))
+            parts.extend(_parts(parameter, offset))
             offset += parameter.partition_numel()
         if wrapper._swappable_optimizer_subgroup(sub_group):
             holders.append(swapped_holder(wrapper, sub_group, tuple(parts)))
@@ -39,12 +40,12 @@ def stage3(wrapper: Any) -> Layout:
 
 def untrained_partition(parameter: Any) -> Holder:
     """The slice of a frozen parameter."""
-    return Holder(parameter_slice(parameter), tuple(_part(parameter, 0)), False)
+    return Holder(parameter_slice(parameter), _parts(parameter, 0), False)
 
 
-def _part(parameter: Any, offset: int) -> list[Part]:
+def _parts(parameter: Any, offset: int) -> tuple[Part, ...]:
     """This rank's slice; none where it is all padding."""
     size = parameter.partition_numel()
     start = parameter.ds_zero_partition_rank * size
     stop = min(start + size, parameter.ds_numel)
-    return [part_of(parameter, start, stop, offset)] if start < stop else []
+    return parts_of(parameter, start, stop, offset)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from megatron_lite.config.attention import attention_kinds, attention_windows
-from megatron_lite.config.fields import Bool, Fraction, Positive, PositiveFloat, Probability, Section, derived
+from megatron_lite.config.fields import (
+    Bool,
+    Fraction,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    derived,
+)
 
 Init = Literal[
     "normal",
@@ -97,6 +106,15 @@ class ModelSection(Section):
     """Dropout after the embedding, the attention and the MLP."""
     attention_dropout: Probability = 0.0
     """Dropout of the attention probabilities."""
+    moe_num_experts: Positive = 1
+    """Experts of a layer with experts, each an MLP like that of the other layers; 1: there are none."""
+    moe_top_k: Positive = 1
+    """Experts that each token goes to. No token is dropped."""
+    expert_interval: Positive = 2
+    """Every so many layers one has experts, beginning with the first; 1: every layer."""
+    moe_loss_coeff: NonNegativeFloat = 0.1
+    """How strongly the experts are kept evenly used. The loss that this multiplies, 1 for an even use, is a
+    mean over sequences and layers with experts; it acts on the gradient and is not in the reported loss."""
     init_method: Init = "normal"
     """How weights begin: `normal` (std `init_method_std`), `scaled_normal` (std / sqrt(2 num_layers)),
     `small_init` (std sqrt(2 / (5 hidden_size))), `wang_init` (std 2 / (num_layers sqrt(hidden_size)))."""
@@ -150,6 +168,15 @@ class ModelSection(Section):
     def attention_kinds(self) -> tuple[str, ...]:
         """The kind of attention of every layer."""
         return attention_kinds(self.attention_config, self.num_layers)
+
+    @property
+    def mlp_kinds(self) -> tuple[str, ...]:
+        """What each layer has behind its attention: `dense`, an MLP, or `experts`."""
+        mixed = self.moe_num_experts > 1
+        return tuple(
+            "experts" if mixed and index % self.expert_interval == 0 else "dense"
+            for index in range(self.num_layers)
+        )
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:

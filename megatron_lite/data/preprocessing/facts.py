@@ -28,20 +28,43 @@ def read_facts(prefix: Path) -> dict[str, Any] | None:
     """What the side file of ``prefix`` says; None if there is none.
 
     Raises:
-        DataError: the file is no JSON object.
+        DataError: the file is none.
     """
     path = facts_path(prefix)
     if not path.is_file():
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.dumps(facts, ensure_ascii=False).encode()  # half a character can be read, but not printed
+        if not is_side_file(facts):
+            raise ValueError("other keys or values than it has")
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not a side file of tools/preprocess_data.py ({error}): delete it"
+            f"{path} is not a side file of tools/preprocess_data.py ({error}): move it elsewhere"
         ) from None
-    if not isinstance(facts, dict):
-        raise DataError(f"{path} is not a side file of tools/preprocess_data.py: delete it")
     return facts
+
+
+def is_side_file(facts: Any) -> bool:
+    """Whether the values that are used have the types they need; all may be missing."""
+    if not isinstance(facts, dict):
+        return False
+    tokenizer, checksums = facts.get("tokenizer"), facts.get("xxh3_128")
+    return (
+        isinstance(facts.get("text_bytes"), int | None)
+        and (
+            tokenizer is None
+            or (
+                isinstance(tokenizer, dict)
+                and all(isinstance(tokenizer.get(key), str) for key in ("tokenizer_type", "fingerprint"))
+                and all(isinstance(tokenizer.get(key), str | None) for key in ("vocab_file", "merge_file"))
+            )
+        )
+        and (
+            checksums is None
+            or (isinstance(checksums, dict) and all(isinstance(value, str) for value in checksums.values()))
+        )
+    )
 
 
 def file_checksum(path: Path) -> str:

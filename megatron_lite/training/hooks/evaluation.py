@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 
 from megatron_lite.config import Config
-from megatron_lite.data.batches import Batch, Fetch
+from megatron_lite.data.batches import Batch, Fetch, without_rows
 from megatron_lite.data.tokenizers import Tokenizer
 from megatron_lite.data.windows import Dataset
 from megatron_lite.metrics import Backend
@@ -19,6 +20,9 @@ from megatron_lite.training.state import Hook, TrainState
 
 BYTES_SAMPLES = 64
 """Validation samples whose text is measured to know the bytes of a token."""
+
+AT_ONCE = 64
+"""Micro-batches that are loaded, and follow each other through a pipeline, at once."""
 
 
 class Evaluation(Hook):
@@ -83,28 +87,25 @@ class Evaluation(Hook):
     def _mean_loss(self, dataset: Dataset) -> float:
         """Mean loss per token over the evaluation samples, all ranks together."""
         totals = torch.zeros(2, dtype=torch.float64, device=self._context.device)
-        for batch, is_ours in self._batches(dataset):
-            loss_sum, count = self._engine.eval_loss(batch)
-            if is_ours:
-                totals += torch.stack([loss_sum, count])
+        batches = self._batches(dataset)
+        while together := list(islice(batches, AT_ONCE)):
+            totals += torch.stack(self._engine.eval_loss(together))
         loss_sum, count = self._context.sum_over_replicas(totals).tolist()
         return loss_sum / max(count, 1.0)
 
-    def _batches(self, dataset: Dataset) -> Iterator[tuple[Batch, bool]]:
-        """This rank's micro-batches, and whether they count.
+    def _batches(self, dataset: Dataset) -> Iterator[Batch]:
+        """This rank's micro-batches, all of one size.
 
-        Every rank gets as many as any other, since at ZeRO 3 a forward pass is a collective: what is
-        missing is filled with the first sample, which does not count.
+        Every rank gets as many as any other, since at ZeRO 3 a forward pass is a collective: samples beyond
+        the last one fill them, and do not count.
         """
         training, batch = self._config.training, self._config.batch
         total = min(training.eval_iters * batch.train_batch_size, max(1, dataset.samples_per_epoch))
         size, ranks = batch.train_micro_batch_size_per_gpu, self._context.data_size
         for round_start in range(0, total, size * ranks):
             start = round_start + self._context.data_rank * size
-            count = min(size, total - start)
-            is_ours = count > 0
-            first, count = (start, count) if is_ours else (0, 1)
-            yield self._fetch(dataset, first, count), is_ours
+            found = self._fetch(dataset, start, size)
+            yield found if start + size <= total else without_rows(found, max(0, total - start))
 
     def _measured_bytes_per_token(self, dataset: Dataset) -> float:
         """Bytes of UTF-8 text per token of the first evaluation samples, end-of-document tokens left out."""

@@ -14,7 +14,7 @@ from megatron_lite.metrics.progress import Progress
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.planner import flops_per_sequence
-from megatron_lite.training.engine import StepResult
+from megatron_lite.training.engine import Engine, StepResult
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.utils.errors import UserError
 
@@ -30,10 +30,16 @@ class Figures(Hook):
     """
 
     def __init__(
-        self, config: Config, context: ParallelContext, backends: list[Backend], progress: Progress
+        self,
+        config: Config,
+        context: ParallelContext,
+        engine: Engine,
+        backends: list[Backend],
+        progress: Progress,
     ) -> None:
         self._config = config
         self._context = context
+        self._engine = engine
         self._backends = backends
         self._progress = progress
         self._loss = torch.zeros((), device=context.device)
@@ -96,6 +102,8 @@ class Figures(Hook):
         }
         if self._config.precision.precision == "fp16":
             values["train/loss_scale"] = self._result.loss_scale
+        if (load := self._engine.expert_load()) is not None:
+            values["train/expert_load"] = load
         for backend in self._backends:
             backend.log(state.step, values)
         self._progress.update(state.step, values)
