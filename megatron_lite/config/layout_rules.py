@@ -164,6 +164,15 @@ def _check_divided_experts(keys: Keys, experts: int, ranks: int) -> dict[str, An
                 "expert_parallel_size",
                 key,
             )
+    stages, interval = keys.get("pipe_parallel_size", 1), keys.get("expert_interval", 2)
+    each = keys["num_layers"] // max(stages, 1)
+    if stages > 1 and interval > each:
+        raise Contradiction(
+            f"expert_parallel_size {ranks} needs experts in every stage, and one of {each} layers "
+            f"may have none with expert_interval {interval}: choose {each}, or fewer stages",
+            "expert_interval",
+            "pipe_parallel_size",
+        )
     zero = keys.get("zero_optimization")
     if zero is not None and zero.stage == 3:
         raise Contradiction(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter, token_dtype
-from megatron_lite.data.preprocessing.encode import surround
 from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer
 from megatron_lite.data.vocabulary import train_byte_level
@@ -127,8 +126,7 @@ def build(folder: Path, texts: list[str], vocab_size: int, tokenizer: Tokenizer 
             library.save(str(temporary / "tokenizer.json"))
             tokenizer = HFTokenizer(library, END_OF_TEXT)
         with IndexedWriter(temporary / "text_document", token_dtype(tokenizer.vocab_size)) as writer:
-            tokens, lengths = tokenizer.encode_arrays(texts)
-            writer.add_many(*surround(tokens, lengths, after=[tokenizer.eod_id]))
+            writer.add_many(*tokenizer.encode_arrays(texts, ended=True))
         os.rename(temporary, folder)
         fsync_directory(folder.parent)
     finally:

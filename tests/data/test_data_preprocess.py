@@ -226,8 +226,8 @@ def test_a_fast_encoder_that_differs_is_stopped(bpe: tokenizers.Tokenizer) -> No
     other = json.loads(bpe.to_str())
     other["model"]["merges"] = other["model"]["merges"][:10]
     fast = gigatoken.Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(other)))
-    for separator in ("<|endoftext|>", None):
-        encoder = FastEncoder(bpe, fast, separator)
+    for joined in (True, False):
+        encoder = FastEncoder(bpe, fast, "<|endoftext|>", joined)
         with pytest.raises(DataError, match="different ids for text that begins with 'import sys'"):
             encoder.encode_arrays(["import sys"])
 
@@ -235,16 +235,18 @@ def test_a_fast_encoder_that_differs_is_stopped(bpe: tokenizers.Tokenizer) -> No
 def test_documents_are_the_same_with_the_separator_in_them(bpe: tokenizers.Tokenizer) -> None:
     encoder = fast_encoder(bpe, bpe.to_str(), "<|endoftext|>")
     assert encoder is not None
-    assert encoder._separator is not None
+    assert encoder.joined
     for texts in (
         ["a b", "", " c\n", "\n", "", "é"],
         ["a", "b<|endoftext|>", "<|endoftext|>", "", " c"],
         [""],
     ):
-        ids, lengths = encoder.encode_arrays(texts)
-        expected = [bpe.encode(text).ids for text in texts]
-        assert lengths.tolist() == list(map(len, expected))
-        assert ids.tolist() == [index for document in expected for index in document]
+        for ended in (False, True):
+            ids, lengths = encoder.encode_arrays(texts, ended)
+            end = [bpe.token_to_id("<|endoftext|>")] * ended
+            expected = [[*bpe.encode(text).ids, *end] for text in texts]
+            assert lengths.tolist() == list(map(len, expected))
+            assert ids.tolist() == [index for document in expected for index in document]
 
 
 def test_the_command_line(tmp_path: Path, bpe_file: Path, bpe: tokenizers.Tokenizer) -> None:

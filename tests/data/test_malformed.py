@@ -328,7 +328,8 @@ def test_headers_and_arrays_of_every_kind(pair: Path) -> None:
     content = path.read_bytes()
     lengths, offsets, documents = 34, 34 + 4 * 50, 34 + 12 * 50
     for place, value in [
-        *[(17, bytes([code])) for code in (0, 1, 2, 3, 4, 5, 6, 7, 9, 255)],
+        # not 3: as int16, ids so small are the same
+        *[(17, bytes([code])) for code in (0, 1, 2, 4, 5, 6, 7, 9, 255)],
         *[(18, struct.pack("<Q", count)) for count in (0, 1, 49, 51, 2**31, 2**63, 2**64 - 1)],
         *[(26, struct.pack("<Q", count)) for count in (0, 1, 50, 52, 2**63, 2**64 - 1)],
         *[(lengths + 4 * item, struct.pack("<i", -1)) for item in (0, 1, 25, 49)],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_lite.config import config_from_keys
 from megatron_lite.config.config import Config
+from megatron_lite.data import blend as blend_module
 from megatron_lite.data.blend import BLOCK, LONGEST_WINDOW, Blend
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.indexed import IndexedWriter
@@ -22,9 +23,21 @@ SKEWED = st.lists(st.floats(-4, 2).map(lambda exponent: 10**exponent), min_size=
 
 
 @settings(max_examples=40)
-@given(weights=SKEWED, checked=st.lists(st.integers(0, 3 * BLOCK), min_size=3, max_size=3))
-def test_a_blend_counted_out_agrees_with_its_closed_form(weights: list[float], checked: list[int]) -> None:
+@given(
+    weights=SKEWED,
+    window=st.sampled_from([64, 512, LONGEST_WINDOW]),
+    checked=st.lists(st.integers(0, 3 * BLOCK), min_size=3, max_size=3),
+)
+def test_a_blend_counted_out_agrees_with_its_closed_form(
+    weights: list[float], window: int, checked: list[int]
+) -> None:
     """Samples in order work from block to block; ``counts`` and a new blend jump there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blend_module, "LONGEST_WINDOW", window)
+        check_counted_out(weights, window, checked)
+
+
+def check_counted_out(weights: list[float], window: int, checked: list[int]) -> None:
     blend, total = Blend(weights), sum(weights)
     counts = [0] * len(weights)
     order = []
@@ -37,7 +50,7 @@ def test_a_blend_counted_out_agrees_with_its_closed_form(weights: list[float], c
         order.append((dataset, index))
         counts[dataset] += 1
         for count, weight in zip(counts, weights, strict=True):
-            bound = 1 if weight * LONGEST_WINDOW >= total else 2
+            bound = 1 if weight * window >= total else 2
             assert abs(count - (sample + 1) * weight / total) < bound + 1e-6
     for sample in checked:
         assert Blend(weights).locate(sample) == order[sample]
@@ -59,12 +72,21 @@ def test_every_stretch_has_its_share_far_away(weights: list[float], blocks: int,
     assert [counted[dataset] for dataset in range(len(weights))] == drawn.tolist()
 
 
+def test_one_rare_data_set_is_no_less_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place may come only in the last part of its window."""
+    monkeypatch.setattr(blend_module, "LONGEST_WINDOW", 64)
+    for rare in (1e-3, 3e-3, 7e-3):
+        check_counted_out([1.0, 0.6, 0.3, rare], 10**9, [1500, 2111, 2900])
+
+
 def test_rare_data_sets_come_too() -> None:
     weights = [1.0, 1e-6, 1e-6, 2e-6]
     blend = Blend(weights)
     counts = blend.counts(10_000_000)
     assert sum(counts) == 10_000_000
     assert counts[1:] == pytest.approx([10, 10, 20], abs=2)
+    # A window of 10^12 samples would be looked back through if windows had no longest length.
+    assert Blend([1.0, 1e-12]).counts(499_999_000_000)[1] in (0, 1)
 
 
 class Numbers:

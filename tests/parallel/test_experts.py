@@ -183,6 +183,7 @@ def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
         ({"moe_top_k": 5}, "moe_top_k 5 is more than moe_num_experts 4"),
         ({"zero_optimization": {"stage": 3}}, "stage 3 does not go with expert_parallel_size 2"),
         ({"zero_optimization": {"stage": 1, "reduce_scatter": False}}, "reduce_scatter false does not go"),
+        ({"pipe_parallel_size": 2, "expert_interval": 3}, "and one of 2 layers may have none with"),
         ({"optimizer": {"type": "Muon"}}, "muon would take all experts of a layer for one matrix"),
     ],
     ids=str,

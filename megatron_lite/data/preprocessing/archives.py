@@ -105,7 +105,8 @@ def dat_documents(stream: ByteStream, path: Path) -> Iterator[bytes]:
                 continue
         if ended:
             break
-        block = stream.read(max(sources.TASK_BYTES, needed))
+        # A damaged length may be of petabytes: no more than what is there already is asked for at once.
+        block = stream.read(max(sources.TASK_BYTES, min(needed, len(buffer))))
         ended = not block
         buffer, start = buffer[start:] + block, 0
     if start < len(buffer):

@@ -12,6 +12,7 @@ from megatron_lite.data.preprocessing.records import Bad, read_records
 from megatron_lite.data.preprocessing.sources import Task
 from megatron_lite.data.preprocessing.transforms import TextSettings
 from megatron_lite.data.tokenizers import Tokenizer
+from megatron_lite.data.tokenizers.base import with_token_after_each
 from megatron_lite.utils.errors import DataError
 
 BAD_SHOWN = 20
@@ -92,7 +93,8 @@ class Encoder:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._before = [token_id(tokenizer, token) for token in settings.prepend]
         self._after = [token_id(tokenizer, token) for token in settings.append]
-        if settings.append_eod:
+        self._ended = settings.append_eod and not self._after
+        if settings.append_eod and self._after:
             self._after.append(tokenizer.eod_id)
 
     def __call__(self, task: Task) -> Encoded:
@@ -116,7 +118,7 @@ class Encoder:
         return encoded
 
     def _arrays(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, lengths = self._tokenizer.encode_arrays(texts, self._settings.reference)
+        tokens, lengths = self._tokenizer.encode_arrays(texts, self._settings.reference, self._ended)
         tokens, lengths = surround(tokens.astype(self.dtype, copy=False), lengths, self._before, self._after)
         if self._settings.max_tokens is not None:
             lengths = split_lengths(lengths, self._settings.max_tokens)
@@ -162,7 +164,7 @@ def surround(
     """Documents laid end to end (``tokens`` [total], ``lengths`` [documents]) with the tokens ``before`` and
     ``after`` around each."""
     for token in after:
-        tokens, lengths = np.insert(tokens, np.cumsum(lengths), token), lengths + 1
+        tokens, lengths = with_token_after_each(tokens, lengths, token)
     for token in reversed(before):
         tokens, lengths = np.insert(tokens, np.cumsum(lengths) - lengths, token), lengths + 1
     return tokens, lengths

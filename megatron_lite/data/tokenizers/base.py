@@ -78,12 +78,23 @@ class Tokenizer(ABC):
         """The ids of each text."""
         return [self.encode(text) for text in texts]
 
-    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_arrays(
+        self, texts: Sequence[str], reference: bool = False, ended: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all texts laid end to end ([total]) and how many each has (int64 [texts]).
 
-        The same ids as ``encode_batch`` (in integers that hold any id), by the fastest way there is, or with
-        ``reference`` by that of the tokenizer's own library.
+        Args:
+            texts: the texts.
+            reference: take the tokenizer's own library, not the fastest way there is.
+            ended: put the end-of-document token after each text.
+
+        Returns:
+            The same ids as ``encode_batch``'s, in integers that hold any id, and the lengths.
         """
+        tokens, lengths = self._arrays(texts)
+        return with_token_after_each(tokens, lengths, self.eod_id) if ended else (tokens, lengths)
+
+    def _arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         batch = self.encode_batch(texts)
         lengths = np.fromiter(map(len, batch), np.int64, len(batch))
         return np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum())), lengths
@@ -106,6 +117,13 @@ class Tokenizer(ABC):
         """
         flat = np.asarray(ids).reshape(-1)
         return int(self._token_bytes[flat[flat < self.vocab_size]].sum())
+
+
+def with_token_after_each(
+    tokens: np.ndarray, lengths: np.ndarray, token: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents laid end to end (``tokens`` [total], ``lengths`` [documents]) with ``token`` after each."""
+    return np.insert(tokens, np.cumsum(lengths), token), lengths + 1
 
 
 def read_vocabulary_file(tokenizer_type: str, key: str, path: str | Path | None) -> Path:

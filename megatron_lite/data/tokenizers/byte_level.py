@@ -30,8 +30,7 @@ class ByteTokenizer(Tokenizer):
         """One id a byte."""
         return list(text.encode())
 
-    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The same ids; the bytes are the array."""
+    def _arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         pieces = [text.encode() for text in texts]
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         return np.frombuffer(b"".join(pieces), np.uint8).astype(np.uint16), lengths

@@ -58,11 +58,13 @@ class HFTokenizer(Tokenizer):
         """The same for many texts, on all cores."""
         return [encoding.ids for encoding in self.library.encode_batch(list(texts))]
 
-    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The same ids by gigatoken, if it can; see :mod:`.fast`."""
+    def encode_arrays(
+        self, texts: Sequence[str], reference: bool = False, ended: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As any tokenizer's; by gigatoken, if it can and ``reference`` is not set; see :mod:`.fast`."""
         if reference or self._fast is None:
-            return super().encode_arrays(texts)
-        return self._fast.encode_arrays(texts)
+            return super().encode_arrays(texts, reference, ended)
+        return self._fast.encode_arrays(texts, ended)
 
     @cached_property
     def _fast(self) -> FastEncoder | None:

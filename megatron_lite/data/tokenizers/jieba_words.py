@@ -129,9 +129,11 @@ class JiebaHFTokenizer(HFTokenizer):
         words = [self._cut(text) for text in texts]
         return [encoding.ids for encoding in self.library.encode_batch(words, is_pretokenized=True)]
 
-    def encode_arrays(self, texts: Sequence[str], reference: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The same; gigatoken does not take words."""
-        return Tokenizer.encode_arrays(self, texts)
+    def encode_arrays(
+        self, texts: Sequence[str], reference: bool = False, ended: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As any tokenizer's; gigatoken does not take words."""
+        return Tokenizer.encode_arrays(self, texts, reference, ended)
 
     def content(self) -> bytes:
         """The tokenizer.json and the version of jieba, whose dictionary cuts the words."""
