@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lite.config import Config, config_from_keys, load_config
+from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.config.derive import BATCH
 from megatron_lite.utils.errors import ConfigError
 
@@ -249,3 +250,73 @@ def test_adafactor_is_refused_where_it_diverges() -> None:
     assert make(optimizer={"type": "Adafactor"}, zero_optimization={"stage": 2}).zero.stage == 2
     with pytest.raises(ConfigError, match="Adafactor diverges under ZeRO stage 3"):
         make(optimizer={"type": "Adafactor"}, zero_optimization={"stage": 3})
+
+
+@pytest.mark.parametrize(
+    ("keys", "windows"),
+    [
+        ({}, (None,) * 4),
+        ({"sliding_window_width": 8}, (8,) * 4),
+        ({"sliding_window_width": 8, "attention_config": [[["flash"], "all"]]}, (8,) * 4),
+        (
+            {"sliding_window_width": 8, "attention_config": [[["local", "global"], "all"]]},
+            (8, None, 8, None),
+        ),
+    ],
+)
+def test_which_layers_have_a_window(keys: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    assert make(**keys).model.attention_windows == windows
+
+
+def test_positions_are_reset_with_the_attention_mask_only() -> None:
+    assert make(reset_attention_mask=True, reset_position_ids=True).data.reset_position_ids
+    with pytest.raises(ConfigError, match="set reset_attention_mask too"):
+        make(reset_position_ids=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ring"),
+    [
+        ({"context_parallel_size": 2}, False),
+        ({"context_parallel_size": 2, "context_parallel_kind": "ring"}, True),
+        ({"context_parallel_size": 2, "model_parallel_size": 2}, False),
+        ({"context_parallel_size": 2, "model_parallel_size": 4}, True),  # one head a rank
+        ({"context_parallel_size": 8}, True),
+    ],
+)
+def test_ulysses_where_heads_suffice(keys: dict[str, Any], ring: bool) -> None:
+    ranks = keys["context_parallel_size"] * keys.get("model_parallel_size", 1)
+    config = make(**keys, world_size=2 * ranks)
+    assert config.context_by_ring is ring
+    assert config.parallel.data_parallel_size == 2
+    assert config.batch.train_batch_size == 2, "context ranks share samples"
+    assert deepspeed_config(config)["train_batch_size"] == 2 * keys["context_parallel_size"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            {"context_parallel_size": 8, "context_parallel_kind": "ulysses"},
+            "ulysses cannot divide 4 attention heads over context_parallel_size 8 ranks",
+        ),
+        ({"context_parallel_size": 2, "seq_length": 17}, "ulysses .* seq_length 17 into 2 equal parts"),
+        (
+            {"context_parallel_size": 2, "seq_length": 18, "context_parallel_kind": "ring"},
+            "ring .* seq_length 18 into 4 equal parts: choose a multiple of 4",
+        ),
+        (
+            {
+                "context_parallel_size": 2,
+                "model_parallel_size": 2,
+                "sequence_parallel": True,
+                "seq_length": 18,
+            },
+            "seq_length 18 into 4 equal parts",
+        ),
+    ],
+)
+def test_sequences_that_context_ranks_cannot_share(keys: dict[str, Any], sentence: str) -> None:
+    ranks = keys["context_parallel_size"] * keys.get("model_parallel_size", 1)
+    with pytest.raises(ConfigError, match=sentence):
+        make(**keys, world_size=ranks)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lite.config import Config, config_from_keys
-from megatron_lite.data.batches import micro_batch
+from megatron_lite.data.batches import document_starts, micro_batch
 from megatron_lite.data.datasets import document_bounds, open_datasets, split_shares
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.windows import WindowDataset
@@ -215,3 +215,13 @@ def test_samples_of_a_file_written_by_megatron(real_data: Path) -> None:
         sample = splits.train[number]
         places = np.flatnonzero(stream[: -len(sample)] == sample[0])
         assert any(np.array_equal(stream[place : place + len(sample)], sample) for place in places)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_a_document_begins_behind_an_end_token(rows: list[list[int]]) -> None:
+    """Megatron's ``reset_attention_mask``: what stands behind an end-of-document token does not see it."""
+    starts = document_starts(np.array(rows), 0).tolist()
+    for row, found in zip(rows, starts, strict=True):
+        for place, start in enumerate(found):
+            assert 0 not in row[start:place]
+            assert start == 0 or row[start - 1] == 0

@@ -12,6 +12,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )
 
 from megatron_lite.model import GPT
@@ -82,20 +84,22 @@ def llama_weights(state: State, groups: int) -> State:
     return weights
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_llama(kv_heads: int) -> None:
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=kv_heads,
-            intermediate_size=96,
-            rms_norm_eps=1e-6,
-            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        )
-    )
+@pytest.mark.parametrize(("kv_heads", "window"), [(1, None), (2, None), (4, None), (2, 3)])
+def test_llama_and_mistral(kv_heads: int, window: int | None) -> None:
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": 96,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    }
+    if window is None:
+        theirs = LlamaForCausalLM(LlamaConfig(**shape))
+    else:
+        theirs = MistralForCausalLM(MistralConfig(**shape, sliding_window=window))
     scatter_weights(theirs)
     ours = small_gpt(
         pos_emb="rotary",
@@ -105,6 +109,7 @@ def test_llama(kv_heads: int) -> None:
         activation="swiglu",
         intermediate_size=3 * 96,
         num_kv_heads=kv_heads,
+        sliding_window_width=window,
         no_weight_tying=True,
         use_bias_in_attn_linear=False,
         use_bias_in_mlp=False,

@@ -15,11 +15,18 @@ MODELS: list[dict[str, Any]] = [
     {"pos_emb": "rotary", "rotary_pct": 0.5},
     {"pos_emb": "rotary", "num_kv_heads": 2, "norm": "rmsnorm", "activation": "swiglu"},
     {"pos_emb": "learned", "gpt_j_residual": True},
+    {
+        "pos_emb": "rotary",
+        "num_kv_heads": 2,
+        "sliding_window_width": 5,
+        "attention_config": [[["global", "local"], "all"]],
+    },
+    {"pos_emb": "learned", "num_kv_heads": 1, "sliding_window_width": 1},
     {"pos_emb": "none", "num_kv_heads": 1, "use_qk_layernorm": True},
 ]
 
 
-@pytest.fixture(params=MODELS, ids=lambda keys: f"{keys['pos_emb']}-{keys.get('num_kv_heads', 4)}")
+@pytest.fixture(params=MODELS, ids=lambda keys: "-".join(map(str, keys.values())))
 def gpt(request: pytest.FixtureRequest) -> GPT:
     model = small_gpt(**request.param).eval()
     scatter_weights(model)

@@ -73,3 +73,12 @@ def test_the_batch_counts_data_ranks_only() -> None:
     config = make(2, 2, 2)
     assert config.parallel.data_parallel_size == 2
     assert config.batch.train_batch_size == 2
+
+
+def test_the_summary_says_which_ranks_share_sequences() -> None:
+    keys = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "seq_length": 8, "data_path": "x"}
+    degrees = {"context_parallel_size": 2, "model_parallel_size": 2}
+    text = summary(config_from_keys(keys | degrees, world_size=8))
+    assert "context by Ulysses" in text
+    assert "context   2  ranks 0 2 | 1 3 | 4 6 | 5 7" in text
+    assert "data      2  ranks 0 4 | 1 5 | 2 6 | 3 7" in text

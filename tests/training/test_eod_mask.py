@@ -1,4 +1,4 @@
-"""``eod_mask_loss`` reaches the loss of training."""
+"""``eod_mask_loss`` and ``reset_attention_mask`` reach the loss of training."""
 
 from __future__ import annotations
 
@@ -33,3 +33,36 @@ def test_first_loss_is_the_mean_over_the_counted_tokens(masked: bool, tmp_path: 
     (measured,) = losses(run(tmp_path / "run", corpus, **keys))
 
     assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_first_loss_is_that_of_documents_apart(tmp_path: Path) -> None:
+    """By two context ranks, too, whose validation loss is that of one."""
+    corpus = write_corpus(tmp_path)
+    keys = {"train_iters": 1, "train_batch_size": 16, "eval_iters": 1, "pos_emb": "learned"}
+    config = config_from_keys({**KEYS, **keys, "data_path": str(corpus)})
+    dataset = open_datasets(config).train
+    windows = torch.from_numpy(np.stack([dataset[i] for i in range(config.batch.train_batch_size)]))
+    model = build_gpt(config, ParameterFactory(config.training.seed))
+    losses_apart = []
+    with torch.no_grad():
+        for window in windows:
+            tokens, labels = window[:-1], window[1:]
+            ends = [*((tokens == 256).nonzero().flatten() + 1).tolist(), len(tokens)]
+            first = 0
+            for last in ends:
+                if last > first:
+                    logits = model(tokens[None, first:last])
+                    losses_apart.append(F.cross_entropy(logits[0], labels[first:last], reduction="none"))
+                first = last
+    assert len(losses_apart) > len(windows)
+
+    keys |= {"reset_attention_mask": True, "reset_position_ids": True}
+    one = run(tmp_path / "one", corpus, **keys)
+    two = run(tmp_path / "two", corpus, 2, **keys, context_parallel_size=2)
+
+    assert losses(one)[0] == pytest.approx(torch.cat(losses_apart).mean().item(), rel=1e-5)
+    figures = ("train/loss", "valid/loss", "valid/bits_per_byte")
+    for first_record, second in zip(one, two, strict=True):
+        for figure in figures:
+            if figure in first_record:
+                assert second[figure] == pytest.approx(first_record[figure], rel=1e-5)

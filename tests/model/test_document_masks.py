@@ -1,0 +1,255 @@
+"""Documents that share a row do not see each other; windows end where they should."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import pairwise
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch._dynamo.testing
+from small_models import by_name, random_tokens, scatter_weights, small_gpt
+
+from megatron_lite.model import GPT, token_loss
+from megatron_lite.model.block import Block
+from megatron_lite.model.kernels import causal_flash, causal_sdpa
+from megatron_lite.model.places import Documents, Places, places_of
+from megatron_lite.model.tile_kernels import CPU_FLASH, CUDA_FLASH, PLAIN, TileKernel
+from megatron_lite.model.tiles import Shape
+
+CPU = torch.device("cpu")
+LENGTH = 20
+BOUNDS = ((0, 3, 4, 11, LENGTH), (0, LENGTH), (0, 7, 13, LENGTH))
+MODELS: list[dict[str, Any]] = [
+    {"pos_emb": "rotary", "num_kv_heads": 2},
+    {"pos_emb": "learned", "num_kv_heads": 1, "gpt_j_residual": True},
+    {"pos_emb": "learned", "sliding_window_width": 4, "checkpoint_activations": True},
+    {"pos_emb": "rotary", "sliding_window_width": 3, "attention_config": [[["local", "global"], "all"]]},
+]
+
+
+def starts_of(bounds: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    starts = torch.zeros(len(bounds), LENGTH, dtype=torch.int64)
+    for row, places in enumerate(bounds):
+        for place in places[:-1]:
+            starts[row, place:] = place
+    return starts
+
+
+def places(reset_positions: bool = True) -> Places:
+    found = places_of(starts_of(BOUNDS), LENGTH, CPU, reset_positions=reset_positions)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(params=MODELS, ids=lambda keys: "-".join(map(str, keys.values())))
+def gpt(request: pytest.FixtureRequest) -> GPT:
+    model = small_gpt(**request.param).train()
+    scatter_weights(model)
+    return model
+
+
+def test_rows_of_documents_equal_documents_alone(gpt: GPT) -> None:
+    """Logits, and the gradient of every parameter."""
+    tokens = random_tokens(3, LENGTH + 1)
+    tokens, labels = tokens[:, :-1], tokens[:, 1:]
+    logits = gpt(tokens, None, places())
+    kept = logits.detach().clone()  # the loss writes its gradient over them
+    token_loss(logits, labels).sum().backward()
+    together = {name: parameter.grad for name, parameter in by_name(gpt).items()}
+    gpt.zero_grad()
+    for row, bounds in enumerate(BOUNDS):
+        for first, last in pairwise(bounds):
+            own = (slice(row, row + 1), slice(first, last))
+            alone = gpt(tokens[own])
+            torch.testing.assert_close(kept[own], alone, rtol=1e-5, atol=1e-5)
+            token_loss(alone, labels[own]).sum().backward()
+    for name, parameter in by_name(gpt).items():
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(together[name], parameter.grad, rtol=0, atol=2e-6 * max(scale, 1.0))
+
+
+def test_nothing_leaks_from_document_to_document(gpt: GPT) -> None:
+    """Other tokens in one document leave the others' logits as they are, bit for bit."""
+    tokens = random_tokens(3, LENGTH)
+    other = tokens.clone()
+    other[0, 4:11] = (other[0, 4:11] + 1) % 100
+    with torch.no_grad():
+        before, after = gpt(tokens, None, places(False)), gpt(other, None, places(False))
+    changed = (before != after).any(-1)
+    assert changed[0, 4:11].all()
+    changed[0, 4:11] = False
+    assert not changed.any()
+
+
+def test_positions_are_counted_on_unless_they_are_reset() -> None:
+    gpt = small_gpt(pos_emb="learned").eval()
+    scatter_weights(gpt)
+    tokens = random_tokens(3, LENGTH)
+    with torch.no_grad():
+        counted, reset = gpt(tokens, None, places(False)), gpt(tokens, None, places(True))
+        alone = gpt(tokens)
+    torch.testing.assert_close(counted[:, :3], alone[:, :3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(counted[1], reset[1], rtol=0, atol=1e-5)
+    assert (counted[0, 4:] - reset[0, 4:]).abs().amax(-1).min() > 1e-3
+
+
+def seen(window: int | None) -> torch.Tensor:
+    """The mask of all pairs, [b, s, s], by the definition."""
+    place = torch.arange(LENGTH)
+    first = starts_of(BOUNDS)
+    if window is not None:
+        first = first.maximum(place - window + 1)
+    return (place <= place[:, None]) & (place >= first[:, :, None])
+
+
+def by_mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention with a dense mask [b or 1, m, n]."""
+    per_key = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(per_key, 1).mT / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~mask[:, None], -math.inf)
+    return scores.softmax(-1).nan_to_num() @ v.repeat_interleave(per_key, 1)
+
+
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float,
+    causal: bool,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """flash-attn as its documentation says, by a dense mask: query i of m sees key j of n if
+    i + n - m - left <= j <= i + n - m + right, where -1 is no limit; causal is right = 0."""
+    m, n = q.shape[1], k.shape[1]
+    left, right = window_size[0], 0 if causal else window_size[1]
+    distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
+    mask = torch.ones(m, n, dtype=torch.bool)
+    if left >= 0:
+        mask &= distance >= -left
+    if right >= 0:
+        mask &= distance <= right
+    return by_mask(*(each.transpose(1, 2) for each in (q, k, v)), mask[None]).transpose(1, 2)
+
+
+def flash_attn_varlen_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    **options: Any,
+) -> torch.Tensor:
+    """The same for sequences laid end to end."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == max_seqlen_k >= int(cu_seqlens_q.diff().max())
+    assert cu_seqlens_q[-1] == len(q)
+    lengths = cu_seqlens_q.diff().tolist()
+    parts = zip(*(each[None].split(lengths, 1) for each in (q, k, v)), strict=True)
+    return torch.cat([flash_attn_func(*part, dropout_p, **options)[0] for part in parts])
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 40])
+@pytest.mark.parametrize("kernel", [causal_sdpa, causal_flash])
+def test_kernels_see_what_the_definition_says(
+    kernel: Any, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = Mock(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
+    q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
+    documents = Documents(BOUNDS, CPU)
+    expected = by_mask(q, k, v, seen(window))
+    torch.testing.assert_close(kernel(q, k, v, 0.0, window, documents), expected)
+    torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, window), expected[1:2])
+
+
+SHAPES = [
+    Shape(300, 300, True, None),
+    Shape(300, 300, True, 40),
+    Shape(20, 30, False, None),
+    Shape(290, 300, False, 270),
+    Shape(30, 30, False, 0),
+    Shape(1, 1, True, None),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kernel", [CPU_FLASH, PLAIN], ids=["flash", "plain"])
+def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
+    """Output, logarithm and gradients of shapes of several blocks and of one."""
+    m, n = shape.queries, shape.keys
+    q, k, v, gradient = (
+        torch.randn(2, heads, length, 4, dtype=torch.float64, requires_grad=True)
+        for heads, length in ((4, m), (2, n), (2, n), (4, m))
+    )
+    distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
+    mask = torch.ones(m, n, dtype=torch.bool)
+    if shape.causal:
+        mask &= distance <= 0
+    if shape.left is not None:
+        mask &= distance >= -shape.left
+    expected = by_mask(q, k, v, mask[None])
+    expected.backward(gradient)
+    with torch.no_grad():
+        out, log, drawn = kernel.forward(q, k, v, shape, 0.0, 0)
+        scores = (q @ k.repeat_interleave(2, 1).mT / 2).masked_fill(~mask, -math.inf)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(log, scores.logsumexp(-1))
+        found = kernel.backward(gradient, q, k, v, out, log, shape, 0.0, drawn)
+    for got, leaf in zip(found, (q, k, v), strict=True):
+        torch.testing.assert_close(got, leaf.grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cuda_s_flash_is_asked_for_the_same(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's operator takes the arguments (on the meta device); to flash-attn they mean the same."""
+    q, k = torch.randn(1, 2, shape.queries, 8), torch.randn(1, 1, shape.keys, 8)
+    on_meta = [each.to("meta", torch.bfloat16) for each in (q, k, k)]
+    out, log, drawn = CUDA_FLASH.forward(*on_meta, shape, 0.1, 0)
+    found = CUDA_FLASH.backward(out, *on_meta, out, log, shape, 0.1, drawn)
+    assert [each.shape for each in found] == [q.shape, k.shape, k.shape]
+
+    def operator(*given: Any, window_size_left: int | None, window_size_right: int | None) -> tuple[Any, ...]:
+        q, k, v, _, _, m, n, dropout, causal, _ = given
+        assert (m, n) == (q.shape[1], k.shape[1])
+        window = tuple(-1 if each is None else each for each in (window_size_left, window_size_right))
+        return flash_attn_func(q, k, v, dropout, causal, window), None, None, None, None
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
+    mine, *_ = CUDA_FLASH.forward(q, k, k, shape, 0.0, 0)
+    torch.testing.assert_close(mine, CPU_FLASH.forward(q, k, k, shape, 0.0, 0)[0])
+
+
+def test_recomputing_with_documents_and_dropout_is_exact() -> None:
+    tokens = random_tokens(3, LENGTH)
+    keys = {"pos_emb": "rotary", "attention_dropout": 0.2, "sliding_window_width": 6}
+    gradients = []
+    for recompute in (False, True):
+        gpt = small_gpt(**keys, checkpoint_activations=recompute).train()
+        torch.manual_seed(3)
+        gpt(tokens, None, places()).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in by_name(gpt).items()})
+    kept, recomputed = gradients
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_a_batch_of_other_documents_compiles_nothing_anew() -> None:
+    torch.compiler.reset()
+    block = small_gpt(pos_emb="none").layers[1]
+    assert isinstance(block, Block)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(block.compute, backend=counter)
+    for shift in range(4):
+        bounds = ((0, 3 + shift, LENGTH), (0, 1, LENGTH - shift - 1, LENGTH))
+        found = places_of(starts_of(bounds), LENGTH, CPU)
+        x = torch.randn(2, LENGTH, 64)
+        torch.testing.assert_close(compiled(x, None, None, found), block(x, None, found))
+        if shift == 0:
+            frames = counter.frame_count
+    assert counter.frame_count == frames
