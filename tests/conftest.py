@@ -1,6 +1,9 @@
 """How the tests run: side by side, each on one core; hypothesis without deadlines (machines are shared)."""
 
 import os
+from collections.abc import Generator
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,3 +12,14 @@ from hypothesis import settings
 
 settings.register_profile("megatron_lite", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("megatron_lite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Give every test the same environment: RANK and its kin, set in one, would reach the next's ranks."""
+    environment = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)

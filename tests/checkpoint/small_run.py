@@ -100,13 +100,6 @@ def start() -> ParallelContext:
     return context_from_environment()
 
 
-def cpu_adam_is_built() -> bool:
-    """Whether DeepSpeed's C++ Adam has been compiled on this machine."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return any(Path(get_default_build_root()).glob("*/cpu_adam/cpu_adam.so"))
-
-
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, with matrices and vectors in two groups."""
     matrices = {"params": [p for p in model.parameters() if p.spec.decays], "weight_decay": 0.1}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from operators import COMPILES_AN_OPERATOR
 from ranks import run_ranks
-from small_run import Run, cpu_adam_is_built, make_engine, save, start, train
+from small_run import Run, make_engine, save, start, train
 
 from megatron_lite.checkpoint import load_checkpoint
 
@@ -89,7 +90,7 @@ def test_every_optimizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not cpu_adam_is_built(), reason="DeepSpeedCPUAdam is not built yet; that takes a minute")
+@COMPILES_AN_OPERATOR
 def test_deepspeed_cpu_adam(tmp_path: Path) -> None:
     """Its C++ object counts steps too: from step 20 on, its running power of beta has its own last bits."""
     check_bitwise(tmp_path, [Run(3, "fp32", "cpuadam", offload=True)], half=20, steps=26)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from operators import COMPILES_AN_OPERATOR
 from ranks import run_ranks
 from small_run import start
 from stored import stored_index, stored_scalars, stored_tensors
 
 from megatron_lite.config import Config, config_from_keys
-from megatron_lite.training.zero import async_io_is_built
 from megatron_lite.utils.errors import UserError
 
 HALF, STEPS, SAMPLES = 3, 6, 4
@@ -33,10 +33,7 @@ PLAIN: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not async_io_is_built(),
-        reason="DeepSpeed's async_io is not compiled on this machine: that takes minutes, and libaio-dev",
-    ),
+    COMPILES_AN_OPERATOR,
 ]
 
 

@@ -52,7 +52,7 @@ def case(name: str, size: int, kind: str, stage: int = 0, **keys: Any) -> Case:
 def counted(name: str, size: int, kind: str, **keys: Any) -> Case:
     """A case of one step whose traffic is counted."""
     own = {"context_parallel_size": size, "context_parallel_kind": kind, "num_kv_heads": 1}
-    return Case(name, {**PLAIN, **own, **keys}, samples=(8,), last=1, counted=True)
+    return Case(name, {**PLAIN, **own, **keys}, samples=(8,), last=2, counted=True)
 
 
 BY_RANKS = {

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 from grid import Layout, Verdict, covering, layouts, pairs, verdicts
+from layout_runs import KEYS
 
 from megatron_lite.config import config_from_keys
+
+STEPS = 6
+"""Fewer than the whole grid's: eight ranks share two cores."""
 
 
 def valid() -> list[Layout]:
@@ -14,7 +18,7 @@ def valid() -> list[Layout]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Verdict]:
-    return dict(verdicts(covering(valid()), tmp_path_factory.mktemp("grid")))
+    return dict(verdicts(covering(valid()), tmp_path_factory.mktemp("grid"), STEPS))
 
 
 @pytest.mark.slow
@@ -41,5 +45,5 @@ def test_what_is_refused_says_why() -> None:
 
 def test_every_layout_takes_the_ranks_it_says() -> None:
     for layout in valid():
-        config = config_from_keys(layout.keys | {"data_path": "unused"}, world_size=layout.ranks)
+        config = config_from_keys({**KEYS, **layout.keys}, world_size=layout.ranks)
         assert config.parallel.data_parallel_size == layout.dp

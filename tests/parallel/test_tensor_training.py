@@ -55,11 +55,7 @@ BY_RANKS = {
         resumed("one-to-tp2-zero2", "one", 2, 2),
     ],
     4: [
-        case("tp2-dp2-zero0-sp", 2, 0, True),
-        case("tp2-dp2-zero1", 2, 1),
-        case("tp2-dp2-zero2-sp", 2, 2, True),
         case("tp2-dp2-zero3", 2, 3, saved_at=10),
-        case("tp4-zero2-sp", 4, 2, True),
         case("tp4-zero0-shared", 4, 0, keys=SHARED_KEYS),
         case("tp4-zero3-sp-shared", 4, 3, True, keys=SHARED_KEYS),
         resumed("one-to-tp4-zero1-sp", "one", 4, 1, True),
