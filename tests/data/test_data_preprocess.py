@@ -178,12 +178,13 @@ def test_bad_input_writes_nothing(tmp_path: Path, content: bytes, message: str, 
     [
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"text": "a"}\n' * 100)[:-10],
+            gzip.compress(b'{"text": "a"}\n' * 100, mtime=0)[:-10],
             r"a\.jsonl\.gz is not a whole \.gz file",
         ),
         ("a.jsonl.zst", b"not zstandard", r"a\.jsonl\.zst is not a whole \.zst file"),
         ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text \(byte 3\)"),
     ],
+    ids=["gz", "zst", "txt"],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
