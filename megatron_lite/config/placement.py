@@ -72,3 +72,13 @@ def expert_replica_groups(sizes: dict[str, int], degree: int) -> list[list[int]]
     """
     replicas = groups_along(sizes, *REPLICA_AXES)
     return [group[first::degree] for group in replicas for first in range(degree)]
+
+
+def groups_by_axis(parallel: ParallelSection) -> dict[str, list[list[int]]]:
+    """The groups of every axis of a :class:`megatron_lite.parallel.context.ParallelContext`, by name."""
+    sizes, experts = axis_sizes(parallel), parallel.expert_parallel_size
+    return {axis: groups_along(sizes, axis) for axis in AXES} | {
+        "replicas": groups_along(sizes, *REPLICA_AXES),
+        "expert": expert_groups(sizes, experts),
+        "expert_replicas": expert_replica_groups(sizes, experts),
+    }

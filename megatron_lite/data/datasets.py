@@ -18,6 +18,7 @@ from megatron_lite.data.packing import DocumentDataset
 from megatron_lite.data.remote import RemoteDataset, is_remote
 from megatron_lite.data.sources import SPLITS, Source, names_of, sources_of, weigh
 from megatron_lite.data.stitched import StitchedDataset
+from megatron_lite.data.stretch import Stretch
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.data.transformed import Transform, TransformedDataset
 from megatron_lite.data.windows import ChunkDataset, Dataset, WindowDataset
@@ -125,38 +126,17 @@ class Splits:
         documents = (0, corpus.document_count)
         if not source.is_whole:
             documents = document_bounds(config.data.split, corpus.document_count)[SPLITS.index(split)]
-        labels = self._labels(source, corpus)
+        stretch = Stretch(corpus, documents, vocab_size, split, self._labels(source, corpus))
         seed = self._seed(split, number)
         if config.data.pack_impl != "packed":
             packs, chopped = config.data.pack_impl == "pack_until_overflow", config.data.allow_chopped
-            return DocumentDataset(
-                corpus,
-                documents,
-                length,
-                vocab_size,
-                seed,
-                split,
-                packs,
-                chopped,
-                self._tokenizer.eod_id,
-                labels,
-            )
+            return DocumentDataset(stretch, length, seed, packs, chopped, self._tokenizer.eod_id)
         if source.mode == "chunks":
-            return ChunkDataset(corpus, documents, length, vocab_size, split, labels)
+            return ChunkDataset(stretch, length)
         if source.mode == "windows":
-            return WindowDataset(corpus, documents, length, vocab_size, seed, split, labels)
+            return WindowDataset(stretch, length, seed)
         is_random = source.mode == "documents_random"
-        return StitchedDataset(
-            corpus,
-            documents,
-            length,
-            vocab_size,
-            seed,
-            split,
-            source.stitch,
-            self._tokenizer.eod_id,
-            is_random,
-        )
+        return StitchedDataset(stretch, length, seed, source.stitch, self._tokenizer.eod_id, is_random)
 
     def _changed(self, dataset: Dataset, split: str, number: int) -> Dataset:
         """Data set ``number`` of ``split`` as fill-in-the-middle or masking change it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.samples import Sample, laid_out
 from megatron_lite.data.stretch import Stretch
@@ -37,18 +36,14 @@ class DocumentDataset:
 
     def __init__(
         self,
-        corpus: IndexedDataset,
-        documents: tuple[int, int],
+        stretch: Stretch,
         seq_length: int,
-        vocab_size: int,
         seed: int,
-        split: str,
         packs: bool,
         allow_chopped: bool,
         padding: int,
-        labels: IndexedDataset | None = None,
     ) -> None:
-        self._stretch = stretch = Stretch(corpus, documents, vocab_size, split, labels)
+        self._stretch = stretch
         stretch.require(2, "the two of a document with something to predict")
         self._length = seq_length
         self._allow_chopped = allow_chopped
@@ -56,13 +51,12 @@ class DocumentDataset:
         self._rows = self._find_rows(packs)
         if self._rows is not None and not len(self._rows):
             raise DataError(
-                f"the {split} split of {corpus.name} has no document of 2 to seq_length + 1 = "
+                f"{stretch.name} has no document of 2 to seq_length + 1 = "
                 f"{seq_length + 1} tokens: raise seq_length, or set allow_chopped"
             )
         self.tokens = stretch.tokens
         self.samples_per_epoch = stretch.documents if self._rows is None else len(self._rows)
-        chunk = max(1, stretch.tokens_per_chunk * self.samples_per_epoch // self.tokens)
-        self._order = Epochs(self.samples_per_epoch, chunk, seed)
+        self._order = Epochs(self.samples_per_epoch, stretch.per_chunk(self.samples_per_epoch), seed)
 
     def __getitem__(self, sample: int) -> Sample:
         """Sample ``sample`` ≥ 0, counted through the epochs."""

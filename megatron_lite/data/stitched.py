@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.stretch import Stretch
 from megatron_lite.utils.errors import DataError
@@ -43,22 +42,19 @@ class StitchedDataset:
 
     def __init__(
         self,
-        corpus: IndexedDataset,
-        documents: tuple[int, int],
+        stretch: Stretch,
         seq_length: int,
-        vocab_size: int,
         seed: int,
-        split: str,
         stitch: int,
         eod_id: int,
         is_random: bool,
     ) -> None:
-        self._stretch = stretch = Stretch(corpus, documents, vocab_size, split)
+        self._stretch = stretch
         stretch.require(seq_length + 1, "one sample of seq_length + 1")
         if stretch.documents < stitch:
             raise DataError(
-                f"the {split} split of {corpus.name} has {stretch.documents} documents, fewer than "
-                f"stitch = {stitch} that make a sample: choose a smaller stitch, or give it more text"
+                f"{stretch.name} has {stretch.documents} documents, fewer than stitch = {stitch} that make "
+                "a sample: choose a smaller stitch, or give it more text"
             )
         self._length = seq_length + 1
         self._stitch = stitch
@@ -67,8 +63,7 @@ class StitchedDataset:
         self._is_random = is_random
         self.tokens = stretch.tokens
         self.samples_per_epoch = stretch.documents // stitch
-        chunk = max(1, stretch.tokens_per_chunk * stretch.documents // self.tokens)
-        self._order = Epochs(stretch.documents, chunk, seed)
+        self._order = Epochs(stretch.documents, stretch.per_chunk(stretch.documents), seed)
 
     def __getitem__(self, sample: int) -> np.ndarray:
         """Sample ``sample`` ≥ 0, counted through the epochs: int64 [seq_length + 1]."""

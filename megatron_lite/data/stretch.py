@@ -17,6 +17,7 @@ class Stretch:
     itself in each place that is to be predicted, and a negative number in the others.
 
     Attributes:
+        name: what an error calls them: the split and the corpus.
         documents: how many they are.
         tokens: tokens in them.
         bytes_per_token: on disk.
@@ -36,7 +37,7 @@ class Stretch:
         self._corpus = corpus
         self._labels = labels
         self._vocab_size = vocab_size
-        self._split = split
+        self.name = f"the {split} split of {corpus.name}"
         self._start = corpus.token_start(self.first)
         self.tokens = corpus.token_start(last) - self._start
         self.bytes_per_token = corpus.dtype.itemsize
@@ -47,10 +48,14 @@ class Stretch:
         """Raise DataError unless there are ``tokens`` tokens; ``reason`` says in words why so many."""
         if self.tokens < tokens:
             raise DataError(
-                f"the {self._split} split of {self._corpus.name} has {self.documents} of "
-                f"{self._corpus.document_count} documents and {self.tokens} tokens, fewer than {reason} = "
-                f"{tokens}: give it more text, a larger share (split), or shorten seq_length"
+                f"{self.name} has {self.documents} of {self._corpus.document_count} documents and "
+                f"{self.tokens} tokens, fewer than {reason} = {tokens}: give it more text, a larger share "
+                "(split), or shorten seq_length"
             )
+
+    def per_chunk(self, count: int) -> int:
+        """How many of ``count`` pieces, into which the stream falls, are read together: one at least."""
+        return max(1, self.tokens_per_chunk * count // self.tokens)
 
     def bounds(self, document: int) -> tuple[int, int]:
         """Where ``document`` (from 0) of the stretch begins and ends in its stream."""

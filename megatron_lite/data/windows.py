@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.samples import Sample, Window
 from megatron_lite.data.stretch import Stretch
@@ -26,12 +25,12 @@ class Dataset(Protocol):
 
 
 class WindowDataset:
-    """The windows of the documents ``first``…``last`` (exclusive) of a corpus, shuffled anew each epoch.
+    """The windows of a stretch of documents, shuffled anew each epoch.
 
     The documents are one stream of tokens; window w is ``stream[w·s : w·s + s + 1]`` for s = ``seq_length``,
     so windows share one token: each token but the first is predicted once an epoch. Sample i of epoch e is
     window π(i) for a permutation π keyed by ``seed`` and e. Opening reads nothing; a sample reads its window.
-    With ``labels`` (see :class:`Stretch`) samples have labels of their own.
+    Where the stretch has labels (see :class:`Stretch`) samples have labels of their own.
 
     Attributes:
         samples_per_epoch: windows in the stream.
@@ -41,18 +40,9 @@ class WindowDataset:
         DataError: the documents are too few for one window; on fetch, a token is not in the vocabulary.
     """
 
-    def __init__(
-        self,
-        corpus: IndexedDataset,
-        documents: tuple[int, int],
-        seq_length: int,
-        vocab_size: int,
-        seed: int,
-        split: str,
-        labels: IndexedDataset | None = None,
-    ) -> None:
+    def __init__(self, stretch: Stretch, seq_length: int, seed: int) -> None:
         self.seq_length = seq_length
-        self._stretch = Stretch(corpus, documents, vocab_size, split, labels)
+        self._stretch = stretch
         self._stretch.require(seq_length + 1, "one sample of seq_length + 1")
         self.tokens = self._stretch.tokens
         self.samples_per_epoch = (self.tokens - 1) // seq_length
@@ -74,17 +64,9 @@ class ChunkDataset:
     :class:`WindowDataset`.
     """
 
-    def __init__(
-        self,
-        corpus: IndexedDataset,
-        documents: tuple[int, int],
-        seq_length: int,
-        vocab_size: int,
-        split: str,
-        labels: IndexedDataset | None = None,
-    ) -> None:
+    def __init__(self, stretch: Stretch, seq_length: int) -> None:
         self._length = seq_length + 1
-        self._stretch = Stretch(corpus, documents, vocab_size, split, labels)
+        self._stretch = stretch
         self._stretch.require(self._length, "one sample of seq_length + 1")
         self.tokens = self._stretch.tokens
         self.samples_per_epoch = self.tokens // self._length

@@ -8,17 +8,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_lite.config.placement import (
-    REPLICA_AXES,
-    axis_sizes,
-    expert_groups,
-    expert_replica_groups,
-    groups_along,
-)
+from megatron_lite.config.placement import groups_by_axis
 from megatron_lite.config.sections.parallel import ParallelSection
 from megatron_lite.utils.errors import ConfigError
 
@@ -173,42 +168,41 @@ def arrange(context: ParallelContext, parallel: ParallelSection) -> ParallelCont
 
     Every rank calls this once the run's process group exists.
     """
-    sizes, experts = axis_sizes(parallel), parallel.expert_parallel_size
     made: dict[str, Axis] = {}
 
-    def axis(groups: list[list[int]]) -> Axis:
+    def axis(name: str, groups: list[list[int]]) -> Axis:
+        if name in TOLD_APART:
+            return _with_group(groups, context.rank, always_a_group=True)
         # The same ranks share one process group, whatever they share it for.
         if str(groups) not in made:
-            made[str(groups)] = _axis(groups, context.rank)
+            made[str(groups)] = _with_group(groups, context.rank)
         return made[str(groups)]
 
-    def own(groups: list[list[int]]) -> Axis:
-        # One of its own, so that its traffic can be told apart from that of replicas.
-        return _axis(groups, context.rank, always_a_group=True)
-
-    return replace(
-        context,
-        pipe=axis(groups_along(sizes, "pipe")),
-        data=axis(groups_along(sizes, "data")),
-        context=own(groups_along(sizes, "context")),
-        tensor=axis(groups_along(sizes, "tensor")),
-        replicas=axis(groups_along(sizes, *REPLICA_AXES)),
-        expert=own(expert_groups(sizes, experts)),
-        expert_replicas=axis(expert_replica_groups(sizes, experts)),
-    )
+    axes: dict[str, Any] = {name: axis(name, groups) for name, groups in groups_by_axis(parallel).items()}
+    return replace(context, **axes)
 
 
-def _axis(groups: list[list[int]], rank: int, always_a_group: bool = False) -> Axis:
-    """The place of ``rank`` in ``groups``; every rank makes every process group, as torch asks.
+TOLD_APART = ("context", "expert")
+"""Axes with process groups of their own, so that their traffic can be told apart from that of replicas."""
+
+
+def axis_among(groups: list[list[int]], rank: int) -> Axis:
+    """The place of ``rank`` in its one of ``groups``, without a process group."""
+    own = next(group for group in groups if rank in group)
+    return Axis(len(own), own.index(rank))
+
+
+def _with_group(groups: list[list[int]], rank: int, always_a_group: bool = False) -> Axis:
+    """:func:`axis_among` with its process group; every rank makes every one, as torch asks.
 
     All ranks of the run are torch's default group, unless there must be ``always_a_group`` for several ranks.
     """
-    own = next(group for group in groups if rank in group)
-    place = own.index(rank)
-    if len(own) == 1 or (len(groups) == 1 and not always_a_group):
-        return Axis(len(own), place)
+    axis = axis_among(groups, rank)
+    if axis.size == 1 or (len(groups) == 1 and not always_a_group):
+        return axis
     made = [dist.new_group(ranks) for ranks in groups]
-    return Axis(len(own), place, made[groups.index(own)])
+    own = next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+    return replace(axis, group=own)
 
 
 def _first_host(node_list: str) -> str:

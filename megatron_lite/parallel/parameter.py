@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megatron_lite.parallel.context import ALONE, Axis
+from megatron_lite.config import Config
+from megatron_lite.parallel.context import ALONE, Axis, ParallelContext
 from megatron_lite.parallel.tensor import ONE_RANK, TensorParallel
 from megatron_lite.utils.seeds import derive_seed
 
@@ -136,6 +137,15 @@ class ParameterFactory:
     tensor: TensorParallel = ONE_RANK
     expert: Axis = ALONE
     context: Axis = ALONE
+
+    @classmethod
+    def of_rank(
+        cls, config: Config, context: ParallelContext, dtype: torch.dtype, device: torch.device = CPU
+    ) -> ParameterFactory:
+        """The factory of a run's rank."""
+        tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
+        seed = config.training.seed
+        return cls(seed, dtype, device, tensor=tensor, expert=context.expert, context=context.context)
 
     def child(self, name: str) -> ParameterFactory:
         """The factory for the submodule ``name``."""

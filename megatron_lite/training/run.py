@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
@@ -21,7 +19,6 @@ from megatron_lite.metrics.progress import Progress
 from megatron_lite.model import build_gpt
 from megatron_lite.parallel.context import ParallelContext, arrange
 from megatron_lite.parallel.parameter import ParameterFactory
-from megatron_lite.parallel.tensor import TensorParallel
 from megatron_lite.training.batch_ramp import BatchPlan, plan_batches
 from megatron_lite.training.data_state import resume_data
 from megatron_lite.training.distributed import distributed
@@ -105,13 +102,7 @@ def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) ->
 def open_engine(config: Config, context: ParallelContext) -> Engine:
     """The model under the engine that the layout needs: a pipeline's, or the plain one."""
     objective = OBJECTIVES["causal_lm"]
-
-    def factory(dtype: torch.dtype) -> ParameterFactory:
-        tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-        return ParameterFactory(
-            config.training.seed, dtype, tensor=tensor, expert=context.expert, context=context.context
-        )
-
+    factory = partial(ParameterFactory.of_rank, config, context)
     if context.pipe.size > 1:
         return PipelineEngine(
             config, context, lambda dtype: PipelinedGPT(config, context, factory(dtype)), objective

@@ -13,20 +13,12 @@ from megatron_lite.checkpoint.fragments import layout_fragments
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout, offsets_of, parts_of_flat
 from megatron_lite.checkpoint.rewrite import Span
 from megatron_lite.config import Config
-from megatron_lite.config.placement import (
-    REPLICA_AXES,
-    axis_sizes,
-    expert_groups,
-    expert_replica_groups,
-    groups_along,
-)
-from megatron_lite.config.sections.parallel import ParallelSection
+from megatron_lite.config.placement import groups_by_axis
 from megatron_lite.model import build_gpt
 from megatron_lite.model.ends import Head
 from megatron_lite.model.gpt import layer_plans
-from megatron_lite.parallel.context import Axis, ParallelContext
+from megatron_lite.parallel.context import Axis, ParallelContext, axis_among
 from megatron_lite.parallel.parameter import DTYPES, ParameterFactory
-from megatron_lite.parallel.tensor import TensorParallel
 from megatron_lite.training.deepspeed_defects import engine_stage
 from megatron_lite.training.experts import mark_experts
 from megatron_lite.training.optimizers import parameter_groups
@@ -40,8 +32,10 @@ def shares_of(config: Config) -> list[list[Span]]:
     """By rank, what it stores of the weights; all together cover each parameter exactly once."""
     models: dict[tuple[int, ...], nn.Module] = {}
     shares = []
-    for rank in range(config.parallel.world_size):
-        context = place_of(config.parallel, rank)
+    groups, world_size = groups_by_axis(config.parallel), config.parallel.world_size
+    for rank in range(world_size):
+        axes = {name: axis_among(groups[name], rank) for name in groups}
+        context = ParallelContext(rank, world_size, local_rank=0, device=META, **axes)
         key = (context.pipe.rank, context.tensor.rank, context.expert.rank)
         if key not in models:
             models[key] = _model(config, context)
@@ -53,36 +47,9 @@ def shares_of(config: Config) -> list[list[Span]]:
     return shares
 
 
-def place_of(parallel: ParallelSection, rank: int) -> ParallelContext:
-    """The context of ``rank`` in the layout ``parallel``, without process groups."""
-    sizes, experts = axis_sizes(parallel), parallel.expert_parallel_size
-
-    def axis(groups: list[list[int]]) -> Axis:
-        own = next(group for group in groups if rank in group)
-        return Axis(len(own), own.index(rank))
-
-    return ParallelContext(
-        rank,
-        parallel.world_size,
-        local_rank=0,
-        device=META,
-        pipe=axis(groups_along(sizes, "pipe")),
-        data=axis(groups_along(sizes, "data")),
-        context=axis(groups_along(sizes, "context")),
-        tensor=axis(groups_along(sizes, "tensor")),
-        replicas=axis(groups_along(sizes, *REPLICA_AXES)),
-        expert=axis(expert_groups(sizes, experts)),
-        expert_replicas=axis(expert_replica_groups(sizes, experts)),
-    )
-
-
 def _model(config: Config, context: ParallelContext) -> nn.Module:
     """The parameters of one rank, in the order in which DeepSpeed meets them, without storage."""
-    tensor = TensorParallel(context.tensor, config.parallel.sequence_parallel)
-    dtype = DTYPES[config.precision.precision]
-    factory = ParameterFactory(
-        config.training.seed, dtype, META, tensor=tensor, expert=context.expert, context=context.context
-    )
+    factory = ParameterFactory.of_rank(config, context, DTYPES[config.precision.precision], META)
     if context.pipe.size == 1:
         return build_gpt(config, factory)
     plans = layer_plans(config.model, factory)

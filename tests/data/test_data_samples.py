@@ -15,6 +15,7 @@ from megatron_lite.config import Config, config_from_keys
 from megatron_lite.data.batches import document_starts, micro_batch
 from megatron_lite.data.datasets import document_bounds, open_datasets, split_shares
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
+from megatron_lite.data.stretch import Stretch
 from megatron_lite.data.windows import WindowDataset
 from megatron_lite.utils.errors import DataError
 
@@ -76,9 +77,9 @@ def test_an_epoch_is_every_window_once(
         with pytest.raises(
             DataError, match=rf"{last - first} of {len(lengths)} documents and {len(stream)} "
         ):
-            WindowDataset(corpus, (first, last), seq_length, 60000, seed, "train")
+            WindowDataset(Stretch(corpus, (first, last), 60000, "train"), seq_length, seed)
         return
-    dataset = WindowDataset(corpus, (first, last), seq_length, 60000, seed, "train")
+    dataset = WindowDataset(Stretch(corpus, (first, last), 60000, "train"), seq_length, seed)
     assert dataset.tokens == len(stream)
     assert dataset.samples_per_epoch == len(windows)
     for epoch in (0, 1, 5):
@@ -91,24 +92,24 @@ def test_epochs_and_seeds_shuffle_differently_and_any_sample_comes_alone(tmp_pat
     corpus = IndexedDataset(write(tmp_path / "a", counting_documents([4001])))
     orders = {}
     for seed in (1, 2):
-        dataset = WindowDataset(corpus, (0, 1), 4, 60000, seed, "train")
+        dataset = WindowDataset(Stretch(corpus, (0, 1), 60000, "train"), 4, seed)
         for epoch in (0, 1, 7):
             orders[seed, epoch] = [int(dataset[1000 * epoch + number][0]) for number in range(1000)]
     for left, right in pairwise(orders.values()):
         assert sum(a == b for a, b in zip(left, right, strict=True)) < 10
-    again = WindowDataset(corpus, (0, 1), 4, 60000, 2, "train")
+    again = WindowDataset(Stretch(corpus, (0, 1), 60000, "train"), 4, 2)
     assert int(again[7123][0]) == orders[2, 7][123]
     assert int(again[5][0]) == orders[2, 0][5]
 
 
 def test_ids_outside_the_vocabulary_are_named_when_they_are_read(tmp_path: Path) -> None:
     corpus = IndexedDataset(write(tmp_path / "a", [[1, 2, 3, 4, 500]]))
-    dataset = WindowDataset(corpus, (0, 1), 4, 500, 0, "train")
+    dataset = WindowDataset(Stretch(corpus, (0, 1), 500, "train"), 4, 0)
     with pytest.raises(DataError, match=r"a\.bin holds the token id 500, outside the vocabulary of 500"):
         dataset[0]
     with IndexedWriter(tmp_path / "b", np.dtype("<i4")) as writer:
         writer.add([1, 2, -3])
-    dataset = WindowDataset(IndexedDataset(tmp_path / "b"), (0, 1), 2, 500, 0, "train")
+    dataset = WindowDataset(Stretch(IndexedDataset(tmp_path / "b"), (0, 1), 500, "train"), 2, 0)
     with pytest.raises(DataError, match="token id -3"):
         dataset[0]
 
@@ -192,7 +193,7 @@ def test_weights_by_documents(tmp_path: Path) -> None:
 
 def test_a_batch_is_samples_side_by_side(tmp_path: Path) -> None:
     prefix = write(tmp_path / "a", counting_documents([50] * 10))
-    dataset = WindowDataset(IndexedDataset(prefix), (0, 10), 8, 60000, 3, "train")
+    dataset = WindowDataset(Stretch(IndexedDataset(prefix), (0, 10), 60000, "train"), 8, 3)
     batch = micro_batch(dataset, 5, 3, torch.device("cpu"))
     assert batch.tokens.dtype == batch.labels.dtype == torch.int64
     assert batch.tokens.shape == batch.labels.shape == (3, 8)

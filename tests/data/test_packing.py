@@ -18,6 +18,7 @@ from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.packing import DocumentDataset
 from megatron_lite.data.samples import UNCOUNTED, Sample
+from megatron_lite.data.stretch import Stretch
 from megatron_lite.model import build_gpt
 from megatron_lite.model.loss import token_loss
 from megatron_lite.model.places import places_of
@@ -102,7 +103,8 @@ def test_an_epoch_of_rows_is_every_document_once(
     if not any(lengths):
         return
     corpus = write(tmp_path_factory.mktemp("corpus") / "a", documents)
-    arguments = (corpus, (0, len(lengths)), length, 60000, 3, "train", packs, allow_chopped, PADDING)
+    stretch = Stretch(corpus, (0, len(lengths)), 60000, "train")
+    arguments = (stretch, length, 3, packs, allow_chopped, PADDING)
     expected = rows_by_hand(documents, length, packs, allow_chopped)
     if expected == [[]] and (packs or not allow_chopped or sum(lengths) < 2):
         with pytest.raises(DataError, match="document"):
@@ -129,7 +131,7 @@ def test_an_epoch_of_rows_is_every_document_once(
 
 def test_rows_come_in_another_order_each_epoch_and_any_comes_alone(tmp_path: Path) -> None:
     corpus = write(tmp_path / "a", numbered([5] * 400))
-    arguments = (corpus, (0, 400), 8, 60000, 3, "train", True, True, PADDING)
+    arguments = (Stretch(corpus, (0, 400), 60000, "train"), 8, 3, True, True, PADDING)
     dataset = DocumentDataset(*arguments)
     assert dataset.samples_per_epoch == 200
     orders = [[int(dataset[200 * epoch + n].tokens[0]) for n in range(200)] for epoch in (0, 1)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.permutation import ChunkedShuffle, KeyedPermutation
 from megatron_lite.data.stitched import StitchedDataset
+from megatron_lite.data.stretch import Stretch
 from megatron_lite.data.windows import ChunkDataset
 from megatron_lite.utils.errors import DataError
 
@@ -68,7 +69,7 @@ def test_chunks_come_in_the_order_of_the_file(
     lengths: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     corpus = corpus_of(tmp_path_factory.mktemp("chunks"), numbered(lengths))
-    dataset = ChunkDataset(corpus, (0, len(lengths)), 4, 60_000, "train")
+    dataset = ChunkDataset(Stretch(corpus, (0, len(lengths)), 60_000, "train"), 4)
     records = [list(range(start, start + 5)) for start in range(0, sum(lengths) - 4, 5)]
     assert dataset.samples_per_epoch == len(records)
     assert [dataset[n].tolist() for n in range(2 * len(records))] == 2 * records
@@ -77,9 +78,8 @@ def test_chunks_come_in_the_order_of_the_file(
 def stitched(
     corpus: IndexedDataset, stitch: int, is_random: bool, length: int = 8, seed: int = 3
 ) -> StitchedDataset:
-    return StitchedDataset(
-        corpus, (0, corpus.document_count), length, 60_000, seed, "train", stitch, EOD, is_random
-    )
+    stretch = Stretch(corpus, (0, corpus.document_count), 60_000, "train")
+    return StitchedDataset(stretch, length, seed, stitch, EOD, is_random)
 
 
 def documents_of(sample: list[int], lengths: list[int]) -> list[int]:
@@ -160,4 +160,4 @@ def test_documents_that_are_too_short_are_followed_by_others(tmp_path: Path) -> 
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, [[1, 2, 3, 700]])
     with pytest.raises(DataError, match=r"a\.bin holds the token id 700"):
-        ChunkDataset(corpus, (0, 1), 3, 700, "train")[0]
+        ChunkDataset(Stretch(corpus, (0, 1), 700, "train"), 3)[0]
