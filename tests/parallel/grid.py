@@ -104,10 +104,12 @@ class Layout:
 SMALL_ZERO_3 = {"stage3_param_persistence_threshold": 0}
 """A tiny model's parameters are divided and gathered like a large one's."""
 
+DENSE: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "dense": {"hidden_size": 64},
-    "moe": {"hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    "dense": DENSE,
+    "moe": DENSE | {"moe_num_experts": 4, "moe_top_k": 2, "expert_interval": 1},
 }
+"""Heads for Ulysses over two of four tensor ranks, experts for each of four stages."""
 
 
 def layouts() -> list[Layout]:
