@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_lite.config import Config
 
@@ -75,11 +75,11 @@ def _norm(config: Config) -> int:
     return config.model.hidden_size * (2 if has_bias else 1)
 
 
-def _around_mlp(config: Config) -> int:
-    """Attention and norms of one layer."""
+def _around_mlp(config: Config, tensor: int) -> int:
+    """Attention and norms of one layer on one of ``tensor`` ranks, which has one key head at least."""
     model = config.model
-    query_width = model.num_attention_heads * model.head_size
-    key_value_width = model.num_kv_heads * model.head_size
+    query_width = model.num_attention_heads // tensor * model.head_size
+    key_value_width = -(-model.num_kv_heads // tensor) * model.head_size
     attention = _linear(model.hidden_size, query_width + 2 * key_value_width, model.use_bias_in_attn_linear)
     attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_linear)
     if model.use_qk_layernorm:
@@ -88,12 +88,19 @@ def _around_mlp(config: Config) -> int:
     return attention + norms * _norm(config)
 
 
-def _mlp(config: Config) -> int:
-    """An MLP; an expert is one, too."""
+def _mlp(config: Config, tensor: int) -> int:
+    """An MLP on one of ``tensor`` ranks, with the whole of its last bias."""
     model = config.model
+    inner = model.ffn_size // tensor
     projections = 2 if model.is_gated else 1
-    mlp = _linear(model.hidden_size, projections * model.ffn_size, model.use_bias_in_mlp)
-    return mlp + _linear(model.ffn_size, model.hidden_size, model.use_bias_in_mlp)
+    mlp = _linear(model.hidden_size, projections * inner, model.use_bias_in_mlp)
+    return mlp + _linear(inner, model.hidden_size, model.use_bias_in_mlp)
+
+
+def _expert(config: Config, tensor: int) -> int:
+    """An expert: an MLP whose last bias is divided, too."""
+    elsewhere = config.model.hidden_size - config.model.hidden_size // tensor
+    return _mlp(config, tensor) - (elsewhere if config.model.use_bias_in_mlp else 0)
 
 
 def parameters_by_place(config: Config) -> ParameterCount:
@@ -101,19 +108,25 @@ def parameters_by_place(config: Config) -> ParameterCount:
 
     Source: the shapes of Radford et al. 2019 (GPT-2) and Black et al. 2022 (GPT-NeoX-20B, arXiv 2204.06745).
     """
+    return _by_place(config, 1)
+
+
+def _by_place(config: Config, tensor: int) -> ParameterCount:
+    """What one of ``tensor`` ranks has: its share of the matrices, all of norms and routers."""
     model = config.model
-    embedding = model.padded_vocab_size * model.hidden_size
+    embedding = model.padded_vocab_size // tensor * model.hidden_size
     learned = model.pos_emb == "learned"
+    around_mlp = _around_mlp(config, tensor)
     return ParameterCount(
         token_embedding=embedding,
         position_embedding=model.max_position_embeddings * model.hidden_size if learned else 0,
-        layer=_around_mlp(config) + _mlp(config),
+        layer=around_mlp + _mlp(config, tensor),
         layers=model.mlp_kinds.count("dense"),
         final_norm=_norm(config),
         head=embedding if model.no_weight_tying else 0,
-        mixture=_around_mlp(config) + model.moe_num_experts * model.hidden_size,
+        mixture=around_mlp + model.moe_num_experts * model.hidden_size,
         mixtures=model.mlp_kinds.count("experts"),
-        expert=_mlp(config),
+        expert=_expert(config, tensor),
         experts=model.moe_num_experts,
         chosen_experts=model.moe_top_k,
     )
@@ -122,25 +135,17 @@ def parameters_by_place(config: Config) -> ParameterCount:
 def parameters_on_rank(config: Config) -> ParameterCount:
     """Those of the rank that has most, ZeRO apart.
 
-    Tensor ranks share matrices, pipeline stages layers, expert ranks the experts of a layer.
-
-    Norms and biases, a thousandth of a layer, are counted as if they were shared as well. Of several stages
-    none has both ends of the model.
+    Tensor ranks share matrices, pipeline stages layers, expert ranks the experts of a layer. Of several
+    stages none has both ends of the model.
     """
-    count, tensor = parameters_by_place(config), config.parallel.model_parallel_size
-    stages = max(config.parallel.pipe_parallel_size, 1)
-    return ParameterCount(
-        token_embedding=-(-count.token_embedding // tensor),
-        position_embedding=count.position_embedding,
-        layer=-(-count.layer // tensor),
+    parallel = config.parallel
+    count, stages = _by_place(config, parallel.model_parallel_size), max(parallel.pipe_parallel_size, 1)
+    return replace(
+        count,
         layers=-(-count.layers // stages),
-        final_norm=count.final_norm,
-        head=-(-count.head // tensor) if stages == 1 else 0,
-        mixture=-(-count.mixture // tensor),
         mixtures=-(-count.mixtures // stages),
-        expert=-(-count.expert // tensor),
-        experts=count.experts // config.parallel.expert_parallel_size,
-        chosen_experts=count.chosen_experts,
+        experts=count.experts // parallel.expert_parallel_size,
+        head=count.head if stages == 1 else 0,
     )
 
 

@@ -23,21 +23,24 @@ PARAMETER_BUFFERS = 5
 
 
 def matrices_on_rank(config: Config) -> Iterator[int]:
-    """Elements of each matrix of the model on one tensor rank, in the order of the optimizer's sub-groups.
+    """Elements of each matrix of the model on one rank, in the order of the optimizer's sub-groups.
 
-    The same matrix of a layer's experts is one parameter.
+    The same matrix of all experts of a layer that are on a rank is one parameter.
     """
-    model, count = config.model, parameters_on_rank(config)
-    query, key_value = (heads * model.head_size for heads in (model.num_attention_heads, model.num_kv_heads))
-    projections = 2 if model.is_gated else 1
-    attention, mlp = (query + 2 * key_value, query), (projections * model.ffn_size, model.ffn_size)
-    layers = {"dense": mlp, "experts": [model.moe_num_experts * width for width in mlp]}
+    model, count, tensor = config.model, parameters_on_rank(config), config.parallel.model_parallel_size
+    query = model.num_attention_heads // tensor * model.head_size
+    keys_and_values = 2 * -(-model.num_kv_heads // tensor) * model.head_size
+    shares_keys = model.num_kv_heads < tensor  # then the keys and values that ranks share are a matrix apart
+    attention = [query, keys_and_values, query] if shares_keys else [query + keys_and_values, query]
+    inner = model.ffn_size // tensor
+    mlp = [(2 if model.is_gated else 1) * inner, inner]
+    experts = [model.moe_num_experts, *(count.experts * width for width in mlp)]  # the router first
     yield count.token_embedding
     if count.position_embedding:
         yield count.position_embedding
     for kind in model.mlp_kinds[: count.layers + count.mixtures]:
-        for width in (*attention, *layers[kind]):
-            yield -(-width * model.hidden_size // config.parallel.model_parallel_size)
+        for width in (*attention, *(mlp if kind == "dense" else experts)):
+            yield width * model.hidden_size
     if count.head:
         yield count.head
 

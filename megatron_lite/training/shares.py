@@ -6,6 +6,8 @@ no others. Nothing depends on it: a checkpoint loads under any layout, however i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -30,8 +32,21 @@ ALIGNMENT = 2
 
 def shares_of(config: Config) -> list[list[Span]]:
     """By rank, what it stores of the weights; all together cover each parameter exactly once."""
-    models: dict[tuple[int, ...], nn.Module] = {}
     shares = []
+    for context, model in _ranks(config):
+        layout = Layout(_holders(config, model, context), list(model.parameters()), None, _nothing)
+        fragments = [f for f in layout_fragments(layout, context) if f.owned[0] < f.owned[1]]
+        shares.append([Span(f.name, f.region, *f.owned) for f in fragments])
+    return shares
+
+
+def modules_by_rank(config: Config) -> list[nn.Module]:
+    """By rank, its part of the model, without storage; ranks with the same part have it in common."""
+    return [model for _, model in _ranks(config)]
+
+
+def _ranks(config: Config) -> Iterator[tuple[ParallelContext, nn.Module]]:
+    models: dict[tuple[int, ...], nn.Module] = {}
     groups, world_size = groups_by_axis(config.parallel), config.parallel.world_size
     for rank in range(world_size):
         axes = {name: axis_among(groups[name], rank) for name in groups}
@@ -39,12 +54,7 @@ def shares_of(config: Config) -> list[list[Span]]:
         key = (context.pipe.rank, context.tensor.rank, context.expert.rank)
         if key not in models:
             models[key] = _model(config, context)
-        layout = Layout(
-            _holders(config, models[key], context), list(models[key].parameters()), None, _nothing
-        )
-        fragments = [f for f in layout_fragments(layout, context) if f.owned[0] < f.owned[1]]
-        shares.append([Span(f.name, f.region, *f.owned) for f in fragments])
-    return shares
+        yield context, models[key]
 
 
 def _model(config: Config, context: ParallelContext) -> nn.Module:

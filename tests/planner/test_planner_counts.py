@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.model import build_gpt
-from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.parallel.parameter import ParameterFactory, spec_of
 from megatron_lite.planner import count_parameters, flops_per_sequence, parameters_by_place
+from megatron_lite.planner.parameters import parameters_on_rank
+from megatron_lite.planner.swap import matrices_on_rank
+from megatron_lite.training.shares import modules_by_rank
 
 
 def gpt2(layers: int, hidden: int, heads: int, biases: bool = True) -> Config:
@@ -113,3 +116,43 @@ def test_a_token_meets_few_experts() -> None:
     assert count.in_matmuls - one.in_matmuls == 32 * (count.expert + 8 * 4096), (
         "a second expert and the router"
     )
+    more, fewer = (flops_per_sequence(config_from_keys({**keys, "moe_num_experts": n})) for n in (8, 4))
+    assert more - fewer == 6 * 32 * (8 - 4) * 4096 * 4096, "experts that no token chooses cost their scores"
+
+
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (2, {"model_parallel_size": 2}),
+    (4, {"model_parallel_size": 4}),  # two ranks share each of the two key heads
+    (4, {"model_parallel_size": 2, "expert_parallel_size": 2}),
+    (4, {"expert_parallel_size": 4}),
+    (4, {"pipe_parallel_size": 2, "expert_parallel_size": 2}),
+    (4, {"pipe_parallel_size": 2, "model_parallel_size": 2}),
+]
+
+
+@pytest.mark.parametrize(("ranks", "degrees"), LAYOUTS, ids=str)
+def test_what_a_rank_has_is_what_is_built_there(ranks: int, degrees: dict[str, int]) -> None:
+    """Of models with experts and without; of the stages the one that has most."""
+    for model in (
+        {"moe_num_experts": 4, "moe_top_k": 2, "activation": "swiglu", "pos_emb": "rotary"},
+        {"moe_num_experts": 4, "expert_interval": 1, "use_qk_layernorm": True, "norm": "rmsnorm"},
+        {"pos_emb": "learned", "no_weight_tying": True, "gpt_j_residual": True},
+    ):
+        keys = {
+            "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 2, "seq_length": 8,
+            "vocab_size": 100, "mlp_multiple_of": 8, "no_weight_tying": False, "pos_emb": "rotary",
+            "tokenizer_type": "ByteTokenizer", **model, **degrees,
+        }  # fmt: skip
+        if "moe_num_experts" not in keys:
+            keys.pop("expert_parallel_size", None)
+        config = config_from_keys(keys, world_size=ranks)
+        built = [list(module.parameters()) for module in modules_by_rank(config)]
+        counted = parameters_on_rank(config)
+        largest = max(sum(parameter.numel() for parameter in parameters) for parameters in built)
+        if config.parallel.pipe_parallel_size > 1:  # a stage with an end, and without the other
+            assert largest <= counted.total <= largest + counted.final_norm + counted.position_embedding
+            continue
+        assert counted.total == largest
+        matrices = [parameter.numel() for parameter in built[0] if spec_of(parameter).decays]
+        assert list(matrices_on_rank(config)) == matrices
