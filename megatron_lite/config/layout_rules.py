@@ -216,9 +216,10 @@ def check_stages(keys: Keys) -> dict[str, Any]:
             "zero_optimization",
             "pipe_parallel_size",
         )
-    if block is not None and block.type == "muon":
+    if block is not None and block.type in WHOLE_MATRICES:  # Adafactor's copies of tied weights would part
         raise Contradiction(
-            f"Muon does not go with pipe_parallel_size {stages}: choose another optimizer.type",
+            f"{block.type.capitalize()} does not go with pipe_parallel_size {stages}: choose another "
+            "optimizer.type",
             "optimizer",
             "pipe_parallel_size",
         )

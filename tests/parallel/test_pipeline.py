@@ -253,6 +253,7 @@ def test_the_bubble_is_measured() -> None:
         ({"zero_optimization": {"stage": 3}}, "use stage 1 or 0"),
         ({"pipe_parallel_size": 8}, "more than num_layers 4"),
         ({"optimizer": {"type": "Muon"}}, "Muon does not go with"),
+        ({"optimizer": {"type": "Adafactor"}}, "Adafactor does not go with"),
         ({"pipe_partition_method": "type:("}, "no regular expression"),
         ({"pipe_partition_method": "best"}, "it can be parameters, uniform"),
     ],
