@@ -85,11 +85,14 @@ def estimate_memory(config: Config, on_gpu: bool = False) -> MemoryEstimate:
     # The update starts when activations and logits are gone: only the larger of the two counts.
     device["update"] = max(0, device["update"] - device["activations"] - device["logits"])
     host |= _swap_buffers(config, not_in_update=sum(device[part] for part in BACKWARD_ONLY))
+    disk = _swap_files(config)
+    if config.checkpoint.async_save:
+        (disk if config.zero.swaps_optimizer else host)["copy being saved"] = _share_of_checkpoint(config)
     if on_gpu:
         host["runtime"] = GPU_HOST_BYTES
         if config.zero.stage < 3:
             host["model while it is built"] = parameters_on_rank(config).total * element_bytes(config)
-    return MemoryEstimate(_without_zeros(device), _without_zeros(host), _swap_files(config))
+    return MemoryEstimate(_without_zeros(device), _without_zeros(host), disk)
 
 
 def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
@@ -149,6 +152,14 @@ def _optimizer_bytes(config: Config) -> tuple[int, int]:
     optimized = _shard(config, count) if stage >= 1 else count.total
     master = FP32 * optimized if stage >= 1 else 0
     return master, master + _state_bytes(config, count, stage) * optimized // count.total
+
+
+def _share_of_checkpoint(config: Config) -> int:
+    """What a rank writes of a checkpoint: its share of the fp32 weights and of the optimizer's state."""
+    count, stage = parameters_on_rank(config), _stage(config)
+    if stage >= 1:
+        return _optimizer_bytes(config)[1]
+    return -(-(FP32 * count.total + _state_bytes(config, count, stage)) // partitions(config))
 
 
 def _gathered(config: Config, elsewhere: int) -> int:

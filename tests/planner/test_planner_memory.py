@@ -94,6 +94,21 @@ def test_offload_moves_the_optimizer_to_main_memory() -> None:
     assert kept.disk == moved.disk == {}
 
 
+def test_a_save_beside_the_training_copies_a_share() -> None:
+    """fp32 weights and Adam's moments: in main memory, on NVMe where they are there."""
+    nvme = {"device": "nvme", "nvme_path": "swap"}
+    for keys, place in (({}, "host"), ({"offload_optimizer": nvme}, "disk")):
+        block = {"stage": 3, **keys}
+        waiting, beside = (
+            estimate_memory(config(8, zero_optimization=block, async_save=async_save), on_gpu=True)
+            for async_save in (False, True)
+        )
+        assert beside.device == waiting.device
+        copy = getattr(beside, f"{place}_total") - getattr(waiting, f"{place}_total")
+        assert copy == pytest.approx(12 * count_parameters(config(8)) / 8, rel=1e-6)
+        assert (beside.host_total == waiting.host_total) == (place == "disk")
+
+
 def test_activation_checkpointing_keeps_inputs_only() -> None:
     whole = estimate_memory(config()).device["activations"]
     recomputed = estimate_memory(config(checkpoint_activations=True)).device["activations"]
