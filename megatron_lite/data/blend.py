@@ -36,8 +36,10 @@ class Blend:
     """The assignment of samples 0, 1, 2, … to datasets in proportion to ``weights`` (need not add up to 1).
 
     After any n samples each dataset has given n·weight of them, less than 1 off. Datasets that give less than
-    one sample in :data:`LONGEST_WINDOW` share one place of the blend, and are blended among themselves: they
-    are less than 2 off.
+    one sample in :data:`LONGEST_WINDOW`, if several, share one place of the blend, and are blended among
+    themselves: the place is less than 1 off, of which each dataset has its share p of the place's weight, and
+    less than 1 within, so that it is less than 1 + p off. (With windows as long as such a dataset needs they
+    could stand beside the others, but every start would look back through all of these.)
 
     Raises:
         DataError: a weight is not a positive finite number.

@@ -128,23 +128,29 @@ class IndexedDataset:
             raise self._damaged(document)
         return start
 
-    def token_starts(self, first: int, last: int) -> np.ndarray:
-        """:meth:`token_start` of the documents ``first`` … ``last`` (both included): int64.
+    def bounds_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in ``tokens`` where each of ``documents`` (int64 [n], in any order) begins, and where it
+        ends: int64 [n] each.
 
         Raises:
             DataError: the index is damaged there.
         """
-        sequences = self.documents[first : last + 1]
-        starts = np.full(len(sequences), len(self.tokens), np.int64)
+        starts, ends = self._positions(documents), self._positions(documents + 1)
+        damaged = np.flatnonzero((starts < 0) | (ends < starts) | (ends > len(self.tokens)))
+        if len(damaged):
+            raise self._damaged(int(documents[damaged[0]]))
+        return starts, ends
+
+    def _positions(self, documents: np.ndarray) -> np.ndarray:
+        """:meth:`token_start` of each of ``documents``; -1 where the index names no sequence."""
+        sequences = self.documents[documents]
+        positions = np.full(len(sequences), len(self.tokens), np.int64)
         inside = sequences != len(self.offsets)
         known = sequences[inside]
-        if len(known) and not 0 <= known.min() <= known.max() < len(self.offsets):
-            raise self._damaged(first)
-        starts[inside] = self.offsets[known] // self.dtype.itemsize
-        falls = np.flatnonzero(np.diff(starts) < 0)
-        if len(falls) or starts[0] < 0 or starts[-1] > len(self.tokens):
-            raise self._damaged(first + int(falls[0] if len(falls) else 0))
-        return starts
+        is_there = (known >= 0) & (known < len(self.offsets))
+        offsets = self.offsets[np.where(is_there, known, 0)] // self.dtype.itemsize
+        positions[inside] = np.where(is_there, offsets, -1)
+        return positions
 
     def _damaged(self, document: int) -> DataError:
         return DataError(

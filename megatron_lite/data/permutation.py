@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from math import isqrt
 
+import numpy as np
+
 from megatron_lite.utils.seeds import derive_seed
 
 ROUNDS = 8
@@ -99,12 +101,53 @@ class ChunkedShuffle:
         self._pool = pool
 
 
+LARGEST_POOL = 1 << 20
+"""Elements of a pool that is worked out as an array, unless one chunk has more: some 40 MB in passing."""
+
+
+class PooledShuffle:
+    """A shuffled order of ``range(size)``, of which whole pools are asked for: each an array.
+
+    As with :class:`ChunkedShuffle`, pools are chunks of ``chunk`` neighbours from anywhere, and the elements
+    of a pool are shuffled among themselves: sorted by a hash, 0.1 s for a million.
+
+    Attributes:
+        pools: how many there are.
+    """
+
+    def __init__(self, size: int, chunk: int, key: int) -> None:
+        self._size = size
+        self._chunk = chunk
+        self._key = key
+        self._chunks = size // chunk
+        self.pools = max(1, self._chunks // min(POOL_CHUNKS, max(1, LARGEST_POOL // chunk)))
+        self._chunk_order = KeyedPermutation(max(1, self._chunks), derive_seed(key, "chunks"))
+
+    def __call__(self, pool: int) -> np.ndarray:
+        """The elements of ``pool``, shuffled: int64."""
+        places = range(pool * self._chunks // self.pools, (pool + 1) * self._chunks // self.pools)
+        chunks = np.array([self._chunk_order(place) for place in places], np.int64)
+        elements = (chunks[:, None] * self._chunk + np.arange(self._chunk)).ravel()
+        if pool == self.pools - 1:
+            elements = np.append(elements, np.arange(self._chunks * self._chunk, self._size))
+        return elements[np.argsort(mix_each(elements, derive_seed(self._key, "elements")), kind="stable")]
+
+
+def mix_each(values: np.ndarray, key: int) -> np.ndarray:
+    """:func:`mix` of the sum of each of ``values`` (int64) and ``key``: uint64."""
+    mixed = values.astype(np.uint64) + np.uint64(key & MASK)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 class Epochs:
     """``range(size)`` again and again, each time shuffled anew (see :class:`ChunkedShuffle`)."""
 
-    def __init__(self, size: int, chunk: int, seed: int) -> None:
+    def __init__(self, size: int, chunk: int, seed: int, pool: int = POOL_CHUNKS) -> None:
         self.size = size
         self._chunk = chunk
+        self._pool = pool
         self._seed = seed
         self._epoch = -1
 
@@ -112,6 +155,7 @@ class Epochs:
         """The element for ``sample`` ≥ 0, counted through the epochs."""
         epoch, position = divmod(sample, self.size)
         if epoch != self._epoch:
-            self._shuffle = ChunkedShuffle(self.size, self._chunk, derive_seed(self._seed, "epoch", epoch))
+            key = derive_seed(self._seed, "epoch", epoch)
+            self._shuffle = ChunkedShuffle(self.size, self._chunk, key, self._pool)
             self._epoch = epoch
         return self._shuffle(position)

@@ -98,10 +98,11 @@ class Stretch:
             return self.read(start, stop)
         return Sample(self.read(start, stop - 1), self.read_labels(start + 1, stop))
 
-    def document_starts(self, first: int, last: int) -> np.ndarray:
-        """Where each of the documents ``first`` … ``last`` (exclusive) of the stretch begins in its stream,
-        and where the last of them ends: int64 [last - first + 1]. Reads the index of these."""
-        return self._corpus.token_starts(self.first + first, self.first + last) - self._start
+    def bounds_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each of ``documents`` (int64 [n], from 0, in any order) begins and ends in the stream: int64
+        [n] each. Reads the index of these."""
+        starts, ends = self._corpus.bounds_of(self.first + documents)
+        return starts - self._start, ends - self._start
 
     def _stranger(self, corpus: IndexedDataset, token: int) -> DataError:
         return DataError(

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lite.config import Config, config_from_keys
-from megatron_lite.data import packing
+from megatron_lite.data import permutation
 from megatron_lite.data.batches import micro_batch
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.packing import DocumentDataset
+from megatron_lite.data.permutation import PooledShuffle
 from megatron_lite.data.samples import UNCOUNTED, Sample
 from megatron_lite.data.stretch import Stretch
 from megatron_lite.model import build_gpt
@@ -24,6 +25,7 @@ from megatron_lite.model.loss import token_loss
 from megatron_lite.model.places import places_of
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.utils.errors import ConfigError, DataError
+from megatron_lite.utils.seeds import derive_seed
 
 PADDING = 256
 CPU = torch.device("cpu")
@@ -89,14 +91,16 @@ def documents_in(sample: Sample) -> list[list[int]]:
     length=st.integers(1, 12),
     packs=st.booleans(),
     allow_chopped=st.booleans(),
-    at_once=st.integers(1, 40),
+    chunk=st.integers(1, 40),
+    pool=st.integers(1, 3),
 )
 def test_an_epoch_of_rows_is_every_document_once(
     lengths: list[int],
     length: int,
     packs: bool,
     allow_chopped: bool,
-    at_once: int,
+    chunk: int,
+    pool: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     documents = numbered(lengths)
@@ -104,29 +108,48 @@ def test_an_epoch_of_rows_is_every_document_once(
         return
     corpus = write(tmp_path_factory.mktemp("corpus") / "a", documents)
     stretch = Stretch(corpus, (0, len(lengths)), 60000, "train")
+    stretch.tokens_per_chunk = chunk  # in truth a million: so there are several pools
     arguments = (stretch, length, 3, packs, allow_chopped, PADDING)
-    expected = rows_by_hand(documents, length, packs, allow_chopped)
-    if expected == [[]] and (packs or not allow_chopped or sum(lengths) < 2):
-        with pytest.raises(DataError, match="document"):
-            DocumentDataset(*arguments)
-        return
-    dataset = DocumentDataset(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutation, "POOL_CHUNKS", pool)
+        shuffle = PooledShuffle(len(lengths), stretch.per_chunk(len(lengths)), derive_seed(3, "documents"))
+        if not rows_by_hand(documents, length, packs, allow_chopped)[0] and (
+            packs or not allow_chopped or sum(lengths) < 2
+        ):
+            with pytest.raises(DataError, match="document"):
+                DocumentDataset(*arguments)
+            return
+        dataset = DocumentDataset(*arguments)
+    pools = [[documents[number] for number in shuffle(each)] for each in range(shuffle.pools)]
+    expected = list(chain.from_iterable(rows_by_hand(each, length, packs, allow_chopped) for each in pools))
     for epoch in (0, 3):
         start = epoch * dataset.samples_per_epoch
         rows = [documents_in(dataset[start + number]) for number in range(dataset.samples_per_epoch)]
         assert sorted(row for row in rows if row) == sorted(row for row in expected if row)
         if packs or not allow_chopped:
             assert all(rows)
+        if packs and allow_chopped:
+            cut = [document[: length + 1] for document in documents if len(document) > 1]
+            assert sorted(chain.from_iterable(rows)) == sorted(cut)
 
-    before = packing.DOCUMENTS_AT_ONCE
-    packing.DOCUMENTS_AT_ONCE = at_once
-    try:
-        in_parts = DocumentDataset(*arguments)
-    finally:
-        packing.DOCUMENTS_AT_ONCE = before
-    rows = [documents_in(in_parts[number]) for number in range(in_parts.samples_per_epoch)]
-    flat = sorted(chain.from_iterable(rows))
-    assert flat == sorted(chain.from_iterable(expected)), "looked at in parts, nothing is lost or doubled"
+
+def test_neighbours_in_the_file_are_not_those_in_a_row(tmp_path: Path) -> None:
+    """Nor are rows that follow each other of one place, unless the data is large: then of one pool."""
+    corpus = write(tmp_path / "a", numbered([5] * 6000))
+    for chunk, places in ((1 << 19, 6000), (250, 2 * 6 * 50)):  # one pool; 20 of six or more chunks
+        stretch = Stretch(corpus, (0, 6000), 60000, "train")
+        stretch.tokens_per_chunk = chunk
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(permutation, "POOL_CHUNKS", 6)
+            dataset = DocumentDataset(stretch, 8, 3, True, True, PADDING)
+        assert dataset.samples_per_epoch == 3000
+        pairs = [[document[0] // 5 for document in documents_in(dataset[n])] for n in range(3000)]
+        assert sorted(chain.from_iterable(pairs)) == list(range(6000))
+        assert sum(abs(first - second) < 10 for first, second in pairs) < 150 * 6000 // places
+        if places < 6000:
+            chunks = {number // 50 for number in chain.from_iterable(pairs[:150])}
+            assert len(chunks) <= 2 * 6
+            assert max(chunks) - min(chunks) > 30
 
 
 def test_rows_come_in_another_order_each_epoch_and_any_comes_alone(tmp_path: Path) -> None:

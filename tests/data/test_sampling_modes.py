@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_lite.data import permutation
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
-from megatron_lite.data.permutation import ChunkedShuffle, KeyedPermutation
+from megatron_lite.data.permutation import (
+    MASK,
+    ChunkedShuffle,
+    KeyedPermutation,
+    PooledShuffle,
+    mix,
+    mix_each,
+)
 from megatron_lite.data.stitched import StitchedDataset
 from megatron_lite.data.stretch import Stretch
 from megatron_lite.data.windows import ChunkDataset
@@ -55,6 +63,34 @@ def test_a_pool_is_few_chunks_and_well_mixed() -> None:
         assert max(chunks) - min(chunks) > 8 * pool, "and they come from everywhere"
     within = order[: chunk * pool] // chunk
     assert (within[1:] == within[:-1]).mean() < 2 / pool, "neighbours are no neighbours any more"
+
+
+@given(size=st.integers(1, 800), chunk=st.integers(1, 40), key=st.integers(0, 2**63 - 1))
+@settings(max_examples=40)
+def test_pools_as_arrays_are_a_permutation_of_chunks(size: int, chunk: int, key: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutation, "POOL_CHUNKS", 3)
+        shuffle = PooledShuffle(size, chunk, key)
+    pools = [shuffle(number).tolist() for number in range(shuffle.pools)]
+    assert sorted(element for pool in pools for element in pool) == list(range(size))
+    assert shuffle.pools == max(1, size // chunk // 3)
+    whole = size // chunk * chunk
+    for pool in pools:
+        assert len({element // chunk for element in pool if element < whole}) * chunk == len(
+            [element for element in pool if element < whole]
+        ), "chunks are not divided"
+
+
+def test_a_pool_as_an_array_is_in_random_order() -> None:
+    """By the mean distance of neighbours, and the numbers that stay; the hash is SplitMix64's."""
+    first, second = (PooledShuffle(9000, 100, key)(0) for key in (1, 2))
+    assert np.abs(np.diff(first)).mean() == pytest.approx(3000, rel=0.03)
+    assert (first == np.arange(9000)).sum() < 8
+    assert (first == second).sum() < 8
+    values = np.array([0, 1, 77, 2**40])
+    for key in (0, 5, 2**63 + 11):
+        expected = [mix((value + key) & MASK) for value in values.tolist()]
+        assert mix_each(values, key).tolist() == expected
 
 
 def test_small_data_is_shuffled_as_a_whole() -> None:
