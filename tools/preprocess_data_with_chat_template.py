@@ -1,10 +1,12 @@
 """Turn prompts with answers, or chats, into token files of which only the answers are learned.
 
-Reads records with ``messages`` (role and content), ``prompt`` and ``completion``, or ``src_txt`` and
-``tgt_txt``.
+Reads records with ``messages`` or ``conversation`` (role and content), ``prompt`` and ``completion``, or
+``src_txt`` and ``tgt_txt``.
 Writes ``PREFIX_text_document`` and ``PREFIX_label_document`` (``.bin``, ``.idx``, ``.json``), to be named in
-``train_data_paths`` and ``train_label_data_paths``. Takes the flags of GPT-NeoX's script of this name. A run
-that was killed continues when the same command is given again.
+``train_data_paths`` and ``train_label_data_paths``. Takes the flags of GPT-NeoX's script of this name, but
+for ``--for-rm`` (reward models are not trained here); with ``--jsonl-keys`` files are called as there,
+``PREFIX_KEY_document`` and ``PREFIX_KEY_label_document``. A run that was killed continues when the same
+command is given again.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_lite.data.preprocessing.answers import OUTPUTS
+from megatron_lite.data.preprocessing.answers import OUTPUTS, outputs_of
 from megatron_lite.data.preprocessing.conversations import ConversationSettings, template_beside
 from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSource
 from megatron_lite.data.preprocessing.run import preprocess
@@ -33,7 +35,11 @@ def add_records(parser: argparse.ArgumentParser) -> None:
         help="files, folders, patterns, as tools/preprocess_data.py takes them (JSON, Parquet, Arrow)",
     )
     records.add_argument(
-        "--jsonl-keys", dest="messages_key", default="messages", help="key of a chat (default: messages)"
+        "--jsonl-keys",
+        nargs="+",
+        metavar="KEY",
+        help="keys of chats; each makes files of its own, KEY and KEY_label in place of text and label "
+        "(default: messages or conversation)",
     )
     records.add_argument(
         "--prompt-key",
@@ -57,6 +63,7 @@ def add_records(parser: argparse.ArgumentParser) -> None:
     records.add_argument("--generation-role", default="assistant", help="who answers (default: assistant)")
     records.add_argument("--only-last", action="store_true", help="learn only the last answer of a chat")
     records.add_argument("--no-mask", action="store_true", help="learn prompts, too")
+    records.add_argument("--ftfy", action="store_true", help="mend wrongly decoded text (slow)")
     records.add_argument("--num-docs", type=int, help="records in the input, if known, for the time left")
     records.add_argument(
         "--filter", metavar="CONDITION", help="take only records with KEY, KEY=VALUE, KEY>=NUMBER …"
@@ -90,8 +97,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def conversation_of(arguments: argparse.Namespace) -> ConversationSettings:
-    """How the command line wants records to be read."""
+def conversation_of(arguments: argparse.Namespace, keys: tuple[str, ...]) -> ConversationSettings:
+    """How the command line wants records to be read, with chats under the first of ``keys`` there is."""
     template, variables = template_beside(arguments.vocab_file)
     if arguments.chat_template:
         path = Path(arguments.chat_template)
@@ -104,7 +111,7 @@ def conversation_of(arguments: argparse.Namespace) -> ConversationSettings:
     if arguments.prompt_key:
         forms = ((tuple(arguments.prompt_key), arguments.answer_key),)
     return ConversationSettings(
-        arguments.messages_key,
+        keys,
         forms,
         arguments.separator.encode("latin-1", "backslashreplace").decode("unicode_escape"),
         None if arguments.no_chat_template else template,
@@ -115,14 +122,14 @@ def conversation_of(arguments: argparse.Namespace) -> ConversationSettings:
     )
 
 
-@command_line
-def main() -> None:
-    """Encode the input."""
-    arguments = parse_arguments()
+def encode(arguments: argparse.Namespace, keys: tuple[str, ...], outputs: tuple[str, str]) -> None:
+    """Make the two ``outputs`` of the input, with chats under the first of ``keys`` there is."""
     settings = EncodeSettings(
         TokenizerSource(arguments.tokenizer_type, arguments.vocab_file, arguments.merge_file),
-        keys=OUTPUTS,
-        text=TextSettings(filter=arguments.filter, conversation=conversation_of(arguments)),
+        keys=outputs,
+        text=TextSettings(
+            ftfy=arguments.ftfy, filter=arguments.filter, conversation=conversation_of(arguments, keys)
+        ),
     )
     report = preprocess(
         arguments.input,
@@ -133,9 +140,19 @@ def main() -> None:
         num_docs=arguments.num_docs,
         on_error=arguments.on_error,
     )
-    text, label = (report.prefixes[key] for key in OUTPUTS)
-    print(f"{report.documents:,} conversations, {report.tokens['text']:,} tokens")
+    text, label = (report.prefixes[key] for key in outputs)
+    print(f"{report.documents:,} conversations, {report.tokens[outputs[0]]:,} tokens")
     print(f"train_data_paths: [{text}]\ntrain_label_data_paths: [{label}]")
+
+
+@command_line
+def main() -> None:
+    """Encode the input."""
+    arguments = parse_arguments()
+    if arguments.jsonl_keys is None:
+        encode(arguments, ConversationSettings.messages, OUTPUTS)
+    for key in arguments.jsonl_keys or []:
+        encode(arguments, (key,), outputs_of(key))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +126,8 @@ def test_what_is_learned_of_each_form(folder: Path, tmp_path: Path) -> None:
     ((tokens, labels),) = made(write_lines(tmp_path / "b.jsonl", records[:1]), folder)
     assert learned_text(folder, labels) == "heappush(heap)<|im_end|>\n<|endoftext|>"
     assert library.decode(tokens, skip_special_tokens=False).startswith("<|im_start|>user\ndef <|im_end|>")
-    chats = [{"conversation": CHATS[1]}]
-    path = write_lines(tmp_path / "c.jsonl", chats)
-    ((_, labels),) = made(path, folder, messages="conversation", only_last=True)
+    path = write_lines(tmp_path / "c.jsonl", [{"conversation": CHATS[1]}])
+    ((_, labels),) = made(path, folder, only_last=True)
     assert learned_text(folder, labels) == "4, of course<|im_end|>\n"
     path = write_lines(tmp_path / "d.jsonl", [{"q": "x", "context": "y", "a": "z"}, {"q": "x", "a": "z"}])
     renamed = made(path, folder, forms=((("q", "context"), "a"),), template=None, all_text=True)
@@ -134,6 +135,44 @@ def test_what_is_learned_of_each_form(folder: Path, tmp_path: Path) -> None:
         "x\nyz<|endoftext|>",
         "xz<|endoftext|>",
     ]
+
+
+def test_the_command_line_of_gpt_neox(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All flags of its script, on two files divided by a comma; a chat under each of two keys."""
+    broken = [{**turn, "content": turn["content"] + " schÃ¶n"} for turn in CHATS[1]]
+    for name, chat in (("a", CHATS[0]), ("b", broken)):
+        write_lines(tmp_path / f"{name}.jsonl", [{"chosen": chat, "rejected": chat[:-1] + chat[-1:] * 2}])
+    inputs = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
+    given = f"--input {inputs} --output-prefix {tmp_path / 'out'} --tokenizer-path {folder} --workers 2 "
+    given += "--dataset-impl mmap --num-docs 2 --log-interval 1 --generation-role assistant --ftfy"
+    tool = str(Path(__file__).resolve().parents[2] / "tools/preprocess_data_with_chat_template.py")
+
+    def texts(name: str) -> list[str]:
+        corpus = IndexedDataset(tmp_path / f"out_{name}_document")
+        return [learned_text(folder, corpus.document(n).tolist()) for n in range(corpus.document_count)]
+
+    monkeypatch.setattr(
+        sys, "argv", [tool, *given.split(), "--jsonl-keys", "chosen", "rejected", "--only-last"]
+    )
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(tool, run_name="__main__")
+    assert f"train_label_data_paths: [{tmp_path / 'out_rejected_label_document'}]" in capsys.readouterr().out
+    assert texts("chosen_label") == [
+        "A heap queue.<|im_end|>\n<|endoftext|>",
+        "4, of course schön<|im_end|>\n",
+    ]
+    assert texts("rejected_label") == texts("chosen_label")
+    assert [text.count("<|im_start|>") for text in texts("rejected")] == [3, 7]
+
+    write_lines(tmp_path / "a.jsonl", [{"conversation": CHATS[0]}])
+    write_lines(tmp_path / "b.jsonl", [{"conversation": CHATS[1]}])
+    monkeypatch.setattr(sys, "argv", [tool, *given.split(), "--no-mask"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(tool, run_name="__main__")
+    assert texts("label") == texts("text")
+    assert texts("label")[0].startswith("<|im_start|>user\nWhat is heapq?<|im_end|>")
 
 
 def test_special_tokens_around_texts_are_not_put_between_segments(folder: Path, tmp_path: Path) -> None:
@@ -160,7 +199,7 @@ def test_files_do_not_depend_on_workers(folder: Path, tmp_path: Path) -> None:
     [
         (
             {"text": "a"},
-            "there is no text under any of messages; prompt with completion; src_txt with tgt_txt",
+            "there is no text under any of messages; conversation; prompt with completion; src_txt with tgt",
         ),
         ({"prompt": "a"}, "there is no text"),
         ({"messages": "hello"}, "not a list of objects with role and content"),

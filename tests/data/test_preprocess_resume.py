@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
-import random
-import signal
-import sys
-import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from kills import check_killed_runs, outputs
 
 from megatron_lite.data.preprocessing import sources
+from megatron_lite.data.preprocessing.answers import OUTPUTS
+from megatron_lite.data.preprocessing.conversations import ConversationSettings
 from megatron_lite.data.preprocessing.encode import Encoded, Encoder, EncodeSettings, TokenizerSource
 from megatron_lite.data.preprocessing.journal import Journal
 from megatron_lite.data.preprocessing.run import preprocess
 from megatron_lite.data.preprocessing.sources import Task
+from megatron_lite.data.preprocessing.transforms import TextSettings
 from megatron_lite.utils.errors import DataError
 
 ENDINGS = ("bin", "idx", "json")
@@ -44,57 +44,26 @@ def inputs(tmp_path: Path, source_texts: list[str], monkeypatch: pytest.MonkeyPa
     return [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")]
 
 
-def outputs(prefix: Path) -> dict[str, bytes]:
-    """The files of ``prefix``, by their endings."""
-    found = sorted(prefix.parent.glob(f"{prefix.name}_*"))
-    return {path.name.removeprefix(prefix.name): path.read_bytes() for path in found}
-
-
-def run_quietly(inputs: list[str], prefix: Path, settings: EncodeSettings, workers: int) -> None:
-    """In a process of its own session, that one signal can end with its workers."""
-    os.setsid()
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    preprocess(inputs, prefix, settings, workers, on_error="skip")
-
-
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments(inputs: list[str], settings: EncodeSettings, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    whole = tmp_path / "whole"
+    assert check_killed_runs(inputs, tmp_path, settings, 30) > 10
 
-    def start(prefix: Path, workers: int) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=run_quietly, args=(inputs, prefix, settings, workers))
-        process.start()
-        return process
 
-    begin = time.monotonic()
-    process = start(whole, 2)
-    process.join()
-    seconds = time.monotonic() - begin
-    expected = outputs(whole)
-    assert len(expected) == 6
-    generator = random.Random(0)
-    kills = runs = continued = 0
-    while kills < 30:
-        prefix = tmp_path / f"killed{runs}"
-        runs += 1
-        finished = False
-        while not finished:
-            process = start(prefix, generator.choice([1, 2, 3]))
-            process.join(generator.uniform(0, seconds))
-            if process.is_alive():
-                continued += prefix.with_name(f"{prefix.name}.partial").exists()
-                if generator.random() < 0.5:
-                    os.kill(process.pid, signal.SIGKILL)  # its workers find out by themselves
-                else:
-                    os.killpg(process.pid, signal.SIGKILL)
-                kills += 1
-            process.join()
-            finished = process.exitcode == 0
-            assert finished or process.exitcode == -signal.SIGKILL
-        assert outputs(prefix) == expected
-        assert not prefix.with_name(f"{prefix.name}.partial").exists()
-    assert continued > 10
+def test_kills_of_a_run_on_conversations(
+    source_texts: list[str], bpe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``tools/preprocess_data_with_chat_template.py``: tokens and labels, of another encoder."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 20_000)
+    lines = [line for text in source_texts[:4] for line in text.split("\n")]
+    pairs = [{"prompt": prompt, "completion": answer} for prompt, answer in pairwise(lines)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    settings = EncodeSettings(
+        TokenizerSource("HFTokenizer", str(bpe_file)),
+        OUTPUTS,
+        text=TextSettings(conversation=ConversationSettings()),
+    )
+    check_killed_runs([str(path)], tmp_path, settings, 5)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, commits: int) -> None:

@@ -12,29 +12,36 @@ from megatron_lite.data.samples import UNCOUNTED
 from megatron_lite.data.tokenizers import Tokenizer
 
 OUTPUTS = ("text", "label")
-"""Keys of the outputs: the tokens; and in the same places the tokens again, or UNCOUNTED."""
+"""Names of the outputs, unless others are asked for: the tokens; and in the same places the tokens again, or
+UNCOUNTED."""
+
+
+def outputs_of(key: str) -> tuple[str, str]:
+    """The names of the outputs of the chats under ``key``, as GPT-NeoX's script has them."""
+    return key, f"{key}_label"
 
 
 class AnswerEncoder(Encoder):
     """Encodes segments (see :mod:`.conversations`), each by itself, as a model meets them: the prompt before
     there is an answer. Each document ends with the end-of-document token, which is learned if the segment
-    before it is."""
+    before it is. The settings' two keys are the outputs: tokens and labels."""
 
     def __init__(self, settings: EncodeSettings, tokenizer: Tokenizer) -> None:
-        assert settings.keys == OUTPUTS
+        assert len(settings.keys) == 2, "an output for the tokens and one for the labels"
         assert settings.text.conversation is not None
         super().__init__(settings, tokenizer)
-        self.read_keys = OUTPUTS[:1]
+        self.read_keys = settings.keys[:1]
         self.dtype = np.dtype("<i4")  # labels are negative
         self._frame = special_tokens_around(tokenizer)
         self._keeps_first = settings.text.conversation.template is None
 
     def encode(self, texts: dict[str, list[str]]) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
         """key → (tokens, lengths, bytes of text) of documents, each the JSON of its segments."""
-        documents = [orjson.loads(text) for text in texts["text"]]
+        text_key, label_key = self._settings.keys
+        documents = [orjson.loads(text) for text in texts[text_key]]
         if not documents:
             nothing = np.empty(0, self.dtype), np.empty(0, "<i4"), 0
-            return dict.fromkeys(OUTPUTS, nothing)
+            return {text_key: nothing, label_key: nothing}
         segments = [segment for document in documents for segment in document]
         counts = np.array([len(document) for document in documents])
         firsts = np.cumsum(counts) - counts
@@ -45,7 +52,7 @@ class AnswerEncoder(Encoder):
         lengths = np.add.reduceat(lengths, firsts)
         tokens, labels, lengths = self._with_end(tokens, labels, lengths, last_learned(documents))
         size = sum(len(text.encode()) for text, _ in segments)
-        return {"text": (tokens, lengths, size), "label": (labels, lengths, size)}
+        return {text_key: (tokens, lengths, size), label_key: (labels, lengths, size)}
 
     def _without_frame(
         self, tokens: np.ndarray, lengths: np.ndarray, firsts: np.ndarray

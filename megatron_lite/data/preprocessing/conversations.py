@@ -27,7 +27,8 @@ class ConversationSettings:
     """How a record becomes segments.
 
     Attributes:
-        messages: the key of a chat: a list of messages with ``role`` and ``content``.
+        messages: keys of a chat, of which the first that a record has is taken: a list of messages with
+            ``role`` and ``content``.
         forms: (keys of the prompt, key of the answer), of which the first that a record has is taken. The
             parts of a prompt that are there are joined by a newline.
         separator: text between prompt and answer, learned with the answer. Not with a template.
@@ -38,7 +39,7 @@ class ConversationSettings:
         all_text: learn everything.
     """
 
-    messages: str = "messages"
+    messages: tuple[str, ...] = ("messages", "conversation")
     forms: tuple[tuple[tuple[str, ...], str], ...] = ((("prompt",), "completion"), (("src_txt",), "tgt_txt"))
     separator: str = ""
     template: str | None = None
@@ -51,7 +52,7 @@ class ConversationSettings:
     def columns(self) -> list[str]:
         """All keys that are looked at."""
         prompts = [key for keys, _ in self.forms for key in keys]
-        return [self.messages, *prompts, *(answer for _, answer in self.forms)]
+        return [*self.messages, *prompts, *(answer for _, answer in self.forms)]
 
 
 def segments_of(record: Any, settings: ConversationSettings) -> list[Segment]:
@@ -64,10 +65,8 @@ def segments_of(record: Any, settings: ConversationSettings) -> list[Segment]:
     """
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object but {type(record).__name__}: write one object a line")
-    if record.get(settings.messages) is not None:
-        segments = of_chat(record[settings.messages], settings)
-    else:
-        segments = of_pair(record, settings)
+    chats = [key for key in settings.messages if record.get(key) is not None]
+    segments = of_chat(record[chats[0]], settings, chats[0]) if chats else of_pair(record, settings)
     if settings.all_text:
         segments = [(text, True) for text, _ in segments]
     if not any(text for text, learned in segments if learned):
@@ -90,15 +89,15 @@ def of_pair(record: Mapping[str, Any], settings: ConversationSettings) -> list[S
             return [(prompt, False), (settings.separator + answer, True)]
         if answer is None and answer_key == "tgt_txt":
             return [(prompt, True)]
-    known = [settings.messages, *(f"{' + '.join(keys)} with {answer}" for keys, answer in settings.forms)]
+    known = [*settings.messages, *(f"{' + '.join(keys)} with {answer}" for keys, answer in settings.forms)]
     raise BadRecord(
         f"there is no text under any of {'; '.join(known)} (keys: {', '.join(record)}): name the keys, or "
         "correct the input"
     )
 
 
-def of_chat(messages: Any, settings: ConversationSettings) -> list[Segment]:
-    """The segments of a chat as its template renders it.
+def of_chat(messages: Any, settings: ConversationSettings, key: str = "messages") -> list[Segment]:
+    """The segments of a chat, found under ``key``, as its template renders it.
 
     An answer is what rendering one message more adds to the chat so far with the template's invitation to
     answer: its end-of-turn token is learned, its header is not.
@@ -108,7 +107,7 @@ def of_chat(messages: Any, settings: ConversationSettings) -> list[Segment]:
     if not isinstance(messages, list) or not all(
         isinstance(turn, dict) and "role" in turn and "content" in turn for turn in messages
     ):
-        raise BadRecord(f"{settings.messages} is not a list of objects with role and content: correct it")
+        raise BadRecord(f"{key} is not a list of objects with role and content: correct it")
     render = renderer(settings.template, settings.variables)
     whole = render(messages, False)
     answers = [number for number, turn in enumerate(messages) if turn["role"] == settings.role]

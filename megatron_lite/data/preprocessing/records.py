@@ -61,7 +61,7 @@ def read_records(task: Task, keys: Sequence[str], settings: TextSettings) -> Ite
         DataError: a file cannot be read at all (damaged, not of its format).
     """
     for records in KINDS[task.kind](task, keys, settings):
-        if settings.changes_text:
+        if settings.changes_text and settings.conversation is None:
             records = transformed_records(records, settings)
         yield records
 
@@ -175,11 +175,13 @@ def one_by_one(
 
 
 def segments_json(record: Any, settings: TextSettings) -> str:
-    """The segments of ``record`` as JSON. Raises BadRecord when it is no conversation."""
+    """The segments of ``record``, each with its text mended, as JSON. Raises BadRecord when it is no
+    conversation."""
     from megatron_lite.data.preprocessing.conversations import segments_of
 
     assert settings.conversation is not None
-    return orjson.dumps(segments_of(record, settings.conversation)).decode()
+    segments = segments_of(record, settings.conversation)
+    return orjson.dumps([(transformed(text, settings), learned) for text, learned in segments]).decode()
 
 
 def texts_of(record: Any, keys: Sequence[str]) -> list[str]:

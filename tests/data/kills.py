@@ -1,0 +1,69 @@
+"""Preprocessing runs that are killed at random moments, and given again until they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lite.data.preprocessing.encode import EncodeSettings
+from megatron_lite.data.preprocessing.run import preprocess
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def outputs(prefix: Path) -> dict[str, bytes]:
+    """The files of ``prefix``, by their endings."""
+    found = sorted(prefix.parent.glob(f"{prefix.name}_*"))
+    return {path.name.removeprefix(prefix.name): path.read_bytes() for path in found}
+
+
+def run_quietly(inputs: Sequence[str], prefix: Path, settings: EncodeSettings, workers: int) -> None:
+    """In a process of its own session, that one signal can end with its workers."""
+    os.setsid()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    preprocess(inputs, prefix, settings, workers, on_error="skip")
+
+
+def check_killed_runs(inputs: Sequence[str], folder: Path, settings: EncodeSettings, kills: int) -> int:
+    """Kill runs ``kills`` times, each begun again until it ends: its files must be those of a run that was
+    left alone. Returns how many of the killed runs had something to continue."""
+
+    def start(prefix: Path, workers: int) -> multiprocessing.process.BaseProcess:
+        process = CONTEXT.Process(target=run_quietly, args=(inputs, prefix, settings, workers))
+        process.start()
+        return process
+
+    begin = time.monotonic()
+    start(folder / "whole", 2).join()
+    seconds = time.monotonic() - begin
+    expected = outputs(folder / "whole")
+    assert len(expected) == 3 * len(settings.keys)
+    generator = random.Random(0)
+    done = runs = continued = 0
+    while done < kills:
+        prefix = folder / f"killed{runs}"
+        runs += 1
+        finished = False
+        while not finished:
+            process = start(prefix, generator.choice([1, 2, 3]))
+            process.join(generator.uniform(0, seconds))
+            if process.is_alive():
+                continued += prefix.with_name(f"{prefix.name}.partial").exists()
+                with_workers = generator.random() < 0.5
+                if with_workers and os.getpgid(process.pid) == process.pid:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    os.kill(process.pid, signal.SIGKILL)  # its workers find out by themselves
+                done += 1
+            process.join()
+            finished = process.exitcode == 0
+            assert finished or process.exitcode == -signal.SIGKILL
+        assert outputs(prefix) == expected
+        assert not prefix.with_name(f"{prefix.name}.partial").exists()
+    return continued
