@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Fragment:
         stop: one past the last element.
         data: the elements, 1-D; writing to it changes the engine.
         owned: the range, within ``[start, stop)``, that this rank saves; the other ranks save the rest.
+        folder: of the file that ``data`` is (offload to NVMe); None: it is in memory.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Fragment:
     stop: int
     data: torch.Tensor
     owned: tuple[int, int]
+    folder: Path | None = None
 
     @property
     def owned_data(self) -> torch.Tensor:
@@ -64,7 +67,7 @@ def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragm
     owned |= dict.fromkeys(_tied_copies(layout), (0, 0))
     for holder in layout.holders:
         for part in holder.parts:
-            yield _fragment(WEIGHT, part, holder.tensor, owned)
+            yield _fragment(WEIGHT, part, holder.tensor, holder, owned)
         for kind, value in sorted(holder.state.items()):
             if isinstance(value, torch.Tensor) and value.dim() > 0:
                 yield from _state_fragments(kind, value, holder, owned)
@@ -73,20 +76,21 @@ def layout_fragments(layout: Layout, context: ParallelContext) -> Iterator[Fragm
 def _state_fragments(kind: str, value: torch.Tensor, holder: Holder, owned: Owned) -> Iterator[Fragment]:
     if holder.packed is not None and holder.packed.kind == kind and holder.packed.numel == value.numel():
         for part in holder.packed.parts:
-            yield _fragment(kind, part, value, owned)
+            yield _fragment(kind, part, value, holder, owned)
     elif value.shape == holder.tensor.shape:
         for part in holder.parts:
-            yield _fragment(kind, part, value, owned)
+            yield _fragment(kind, part, value, holder, owned)
     else:
         yield _whole_fragment(kind, value, holder, owned)
 
 
-def _fragment(kind: str, part: Part, tensor: torch.Tensor, owned: Owned) -> Fragment:
+def _fragment(kind: str, part: Part, tensor: torch.Tensor, holder: Holder, owned: Owned) -> Fragment:
     data = tensor.detach().view(-1)[part.offset : part.offset + part.numel]
     first, last = owned.get(part.key, (0, 0))
     clipped = (max(first, part.start), min(last, part.stop))
     mine = clipped if clipped[0] < clipped[1] else (part.start, part.start)
-    return Fragment(part.name, kind, part.shape, part.region, part.start, part.stop, data, mine)
+    place = (part.shape, part.region, part.start, part.stop)
+    return Fragment(part.name, kind, *place, data, mine, holder.folder)
 
 
 def _whole_fragment(kind: str, value: torch.Tensor, holder: Holder, owned: Owned) -> Fragment:

@@ -15,6 +15,7 @@ from megatron_lite.checkpoint.engine_state import counters_of, loss_scaler_of, r
 from megatron_lite.checkpoint.fragments import Fragment, layout_fragments
 from megatron_lite.checkpoint.index import Index
 from megatron_lite.checkpoint.layouts import layout_of
+from megatron_lite.checkpoint.layouts.swapped import copies_on_disk
 from megatron_lite.checkpoint.optimizer_state import collect_scalars
 from megatron_lite.parallel.context import ParallelContext
 
@@ -66,14 +67,21 @@ def take_snapshot(
 
 
 def copied(snapshot: Snapshot, device: torch.device) -> Snapshot:
-    """``snapshot`` with copies of all that training may change, the tensors in CPU memory.
+    """``snapshot`` with copies of all that training may change.
 
-    These are pinned where they come from an accelerator, so that all are on their way at the same time; they
-    have arrived when this returns. Costs this rank's share of the checkpoint in CPU memory until they are
-    let go.
+    What is in files (offload to NVMe) is copied to a file beside them, all else to CPU memory: pinned where
+    it comes from an accelerator, so that all is on its way at the same time; it has arrived when this
+    returns. Costs this rank's share of the checkpoint, there, until the copies are let go. Raises OSError
+    when the disk is full.
     """
+    copies: dict[int, torch.Tensor] = {}
+    for folder in {fragment.folder for fragment in snapshot.fragments}:
+        own = [number for number, fragment in enumerate(snapshot.fragments) if fragment.folder == folder]
+        data = [snapshot.fragments[number].owned_data for number in own]
+        copies |= zip(own, map(_copy, data) if folder is None else copies_on_disk(data, folder), strict=True)
     fragments = [
-        replace(f, start=f.owned[0], stop=f.owned[1], data=_copy(f.owned_data)) for f in snapshot.fragments
+        replace(fragment, start=fragment.owned[0], stop=fragment.owned[1], data=copies[number])
+        for number, fragment in enumerate(snapshot.fragments)
     ]
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)

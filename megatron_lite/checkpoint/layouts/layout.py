@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class Holder:
         optimizer: the optimizer whose ``state`` belongs to it; None for a parameter that is not trained.
         group: number of its parameter group in that optimizer.
         packed: a state tensor that is not laid out like ``tensor``.
+        folder: of the files that the tensors are (offload to NVMe); None: they are in memory.
     """
 
     tensor: torch.Tensor
@@ -84,6 +86,7 @@ class Holder:
     optimizer: torch.optim.Optimizer | None = None
     group: int = 0
     packed: Packed | None = None
+    folder: Path | None = None
 
     @property
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,35 @@ import torch
 
 from megatron_lite.checkpoint.layouts.layout import Holder, Part
 
+ALIGNMENT = 8
+"""Bytes: an element of any dtype begins at a multiple of its size."""
+
 
 def mapped(path: str | Path, numel: int, dtype: torch.dtype) -> torch.Tensor:
     """The first ``numel`` elements of the file ``path``: reading and writing the tensor is doing so to it."""
     with open(path, "r+b") as file:
         pages = mmap.mmap(file.fileno(), numel * dtype.itemsize)
     return torch.frombuffer(pages, dtype=dtype, count=numel)  # keeps the mapping alive
+
+
+def copies_on_disk(tensors: Sequence[torch.Tensor], folder: Path) -> list[torch.Tensor]:
+    """Copies of ``tensors`` (1-D, on the CPU) in one file in ``folder``, mapped into memory as they are.
+
+    The file has no name, and is gone with the last of the copies, or with the process. Costs the disk their
+    size, and no memory but the kernel's cache. Raises OSError when the disk is full.
+    """
+    starts = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for tensor in tensors:
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            starts.append(file.tell())
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+        file.flush()
+        pages = mmap.mmap(file.fileno(), file.tell())
+    return [
+        torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+        for tensor, start in zip(tensors, starts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,18 +113,19 @@ def swapped_holder(wrapper: Any, sub_group: int, parts: tuple[Part, ...]) -> Swa
     info = _info(wrapper, sub_group)
     weights = mapped(info.get_swap_paths()[0], info.numel(), info.dtype())
     group = wrapper.sub_group_to_group_id[sub_group]
+    folder = Path(info.get_swap_paths()[0]).parent
     return SwappedHolder(
-        weights, parts, False, wrapper.optimizer, group, wrapper=wrapper, sub_group=sub_group
+        weights, parts, False, wrapper.optimizer, group, None, folder, wrapper=wrapper, sub_group=sub_group
     )
 
 
-def parameter_slice(parameter: Any) -> torch.Tensor:
-    """This rank's slice of a parameter under ZeRO 3, in memory or on NVMe."""
+def parameter_slice(parameter: Any) -> tuple[torch.Tensor, Path | None]:
+    """This rank's slice of a parameter under ZeRO 3, and the folder of its file if it is on NVMe."""
     slice_ = parameter.ds_tensor
     if slice_.status.name == "AVAILABLE":
-        return slice_.data
-    path = parameter.nvme_swapper.get_path(parameter, must_exist=True)
-    return mapped(path, slice_.ds_numel, parameter.dtype)
+        return slice_.data, None
+    path = Path(parameter.nvme_swapper.get_path(parameter, must_exist=True))
+    return mapped(path, slice_.ds_numel, parameter.dtype), path.parent
 
 
 def _info(wrapper: Any, sub_group: int) -> Any:

@@ -40,7 +40,8 @@ def stage3(wrapper: Any) -> Layout:
 
 def untrained_partition(parameter: Any) -> Holder:
     """The slice of a frozen parameter."""
-    return Holder(parameter_slice(parameter), _parts(parameter, 0), False)
+    data, folder = parameter_slice(parameter)
+    return Holder(data, _parts(parameter, 0), False, folder=folder)
 
 
 def _parts(parameter: Any, offset: int) -> tuple[Part, ...]:

@@ -29,8 +29,8 @@ class CheckpointSection(Section):
     keep_last_n_checkpoints: Positive | None = None
     """Delete older checkpoints. None: keep all."""
     async_save: Bool = False
-    """Go on training while a checkpoint is written. Each rank keeps a copy of its share in the machine's
-    memory until then."""
+    """Go on training while a checkpoint is written. Each rank keeps a copy of its share until then: in the
+    machine's memory, on NVMe what is offloaded there."""
     finetune: Bool = False
     """Load the weights only, and begin at step 0."""
     no_load_optim: Bool = False
