@@ -87,17 +87,30 @@ def muon(groups: Groups, keys: OptimizerSection) -> Optimizer:
 
     params = dict(keys.params)
     ratio = params.pop("adam_lr", keys.lr) / keys.lr
-    halves: Groups = []
+    momentum = {"momentum": keys.momentum or 0.95, **params}
+    adam = {"betas": keys.betas, "eps": keys.eps, "lr_ratio": ratio}
+    halves = for_muon(groups)
+    for half in halves:
+        half |= {**(momentum if half["use_muon"] else adam), "lr": keys.lr}
+        for parameter in half["params"]:
+            parameter.use_muon = half["use_muon"]
+    return MuonWithAuxAdam(halves)
+
+
+def for_muon(groups: Groups) -> Groups:
+    """Each of ``groups`` in two, what Muon updates and what Adam updates (``use_muon``); no empty one.
+
+    What Muon updates is in the order into which DeepSpeed's Muon sorts it.
+    """
+    halves = []
     for group in groups:
         for use_muon in (True, False):
             chosen = [p for p in group["params"] if is_hidden_matrix(p) == use_muon]
-            for parameter in chosen:
-                parameter.use_muon = use_muon
-            momentum = {"momentum": keys.momentum or 0.95, **params}
-            own = momentum if use_muon else {"betas": keys.betas, "eps": keys.eps, "lr_ratio": ratio}
+            if use_muon:
+                chosen.sort(key=lambda parameter: parameter.size(), reverse=True)
             if chosen:
-                halves.append({**group, **own, "params": chosen, "lr": keys.lr, "use_muon": use_muon})
-    return MuonWithAuxAdam(halves)
+                halves.append({**group, "params": chosen, "use_muon": use_muon})
+    return halves
 
 
 def is_hidden_matrix(parameter: nn.Parameter) -> bool:

@@ -23,7 +23,7 @@ from megatron_lite.parallel.context import Axis, ParallelContext, axis_among
 from megatron_lite.parallel.parameter import DTYPES, ParameterFactory
 from megatron_lite.training.deepspeed_defects import engine_stage
 from megatron_lite.training.experts import mark_experts
-from megatron_lite.training.optimizers import parameter_groups
+from megatron_lite.training.optimizers import for_muon, parameter_groups
 from megatron_lite.training.stages import META, stage_bounds
 
 ALIGNMENT = 2
@@ -81,6 +81,8 @@ def _holders(config: Config, model: nn.Module, context: ParallelContext) -> list
     if context.expert.size > 1:
         mark_experts(model, context.expert.size)
     groups = parameter_groups(model, 0.0)
+    if config.optimizer.type == "muon":
+        groups = for_muon(groups)
     if stage == 0:
         return [_whole(parameter) for group in groups for parameter in group["params"]]
     if stage == 3:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layout_runs import Case, outcomes
+from layout_runs import SAMPLES, Case, outcomes
 from safetensors.torch import load_file
 
-from megatron_lite.checkpoint import find_checkpoint, read_weights, verify
-from megatron_lite.checkpoint.files import Item, write_file
-from megatron_lite.checkpoint.index import Index, ParameterEntry, Piece, TensorEntry, tensor_key
-from megatron_lite.checkpoint.regions import Region
-from megatron_lite.checkpoint.rewrite import Span, rewrite_checkpoint
-from megatron_lite.checkpoint.save import publish
+from megatron_lite.checkpoint import find_checkpoint, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = 3
@@ -31,6 +25,41 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "replicas": {"zero_optimization": {"stage": 0}, "no_weight_tying": False},
 }
 """Layouts of four ranks."""
+
+MODELS: dict[str, dict[str, Any]] = {
+    "experts": {
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "activation": "swiglu",
+        "mlp_multiple_of": 8,
+        "optimizer": {"type": "Lion", "params": {"lr": 1e-3}},
+        "train_batch_size": 8,
+    },
+    "muon": {"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}},
+    "adafactor": {"optimizer": {"type": "Adafactor", "params": {"lr": 1e-3}}},
+}
+"""Models and optimizers, each with state of its own kind; they begin on one rank."""
+
+TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "divided": ("experts", {"expert_parallel_size": 2, "zero_optimization": {"stage": 1}}),
+    "divided-split": (
+        "experts",
+        {"expert_parallel_size": 2, "model_parallel_size": 2, "zero_optimization": {"stage": 2}},
+    ),
+    "divided-staged": (
+        "experts",
+        {"expert_parallel_size": 2, "pipe_parallel_size": 2, "zero_optimization": {"stage": 0}},
+    ),
+    "undivided": ("experts", {"zero_optimization": {"stage": 3}}),
+    "muon-partitions": ("muon", {"zero_optimization": {"stage": 1}}),
+    "muon-parameters": ("muon", {"zero_optimization": {"stage": 3}}),
+    "adafactor-replicas": ("adafactor", {"zero_optimization": {"stage": 0}}),
+}
+"""Which model, and a layout of four ranks for it."""
+
+
+def samples(model: str) -> dict[str, Any]:
+    return {"samples": (MODELS[model].get("train_batch_size", SAMPLES),)}
 
 
 def words(keys: dict[str, Any]) -> list[str]:
@@ -48,9 +77,13 @@ def reshard(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of one rank, and of each layout as its ranks wrote it after loading that one."""
     folder = tmp_path_factory.mktemp("reshard")
-    outcomes([Case("one", last=STEP)], 1, folder)
+    begun = [Case(name, keys, **samples(name), last=STEP) for name, keys in MODELS.items()]
+    outcomes([Case("one", last=STEP), *begun], 1, folder, timeout=120)
     load = {"first": STEP, "last": STEP, "load": "one"}
-    outcomes([Case(name, keys, **load) for name, keys in LAYOUTS.items()], 4, folder, timeout=120)
+    cases = [Case(name, keys, **load) for name, keys in LAYOUTS.items()]
+    for name, (model, keys) in TARGETS.items():
+        cases.append(Case(name, MODELS[model] | keys, first=STEP, last=STEP, load=model))
+    outcomes(cases, 4, folder, timeout=240)
     return folder
 
 
@@ -85,14 +118,39 @@ def test_it_is_what_the_ranks_of_the_layout_write(
     assert_same(find_checkpoint(again), find_checkpoint(folder / "pipe"))
 
 
-def test_it_loads_bitwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The four ranks of "pipe" are one replica: cut for two ranks, and loaded by them."""
-    keys = LAYOUTS["tensor"]
-    reshard(monkeypatch, folder / "pipe", folder / "cut", "--set", "pipe_parallel_size=1", *words(keys))
-    assert len(list(find_checkpoint(folder / "cut").glob("weights_*"))) == 2
-    case = Case("loaded", keys, first=STEP, last=STEP, load="cut")
-    outcomes([case, replace(case, name="unbroken", load="one")], 2, folder)
-    assert_same(find_checkpoint(folder / "loaded"), find_checkpoint(folder / "unbroken"))
+@pytest.mark.parametrize("name", TARGETS)
+def test_experts_and_other_optimizers(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, keys = TARGETS[name]
+    assert reshard(monkeypatch, folder / model, tmp_path, "--set", "world_size=4", *words(keys)) == 0
+    assert_same(find_checkpoint(tmp_path), find_checkpoint(folder / name))
+    verify(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut for two ranks, from one rank and from four, and loaded by them: losses, norms, state bit by bit."""
+    divided, stage1 = {"expert_parallel_size": 2}, {"zero_optimization": {"stage": 1}}
+    whole = ["expert_parallel_size=1", "pipe_parallel_size=1", "model_parallel_size=1"]
+    cases = []
+    for name, source, model, keys in (
+        ("dense", "pipe", None, LAYOUTS["tensor"]),
+        ("split", "divided-staged", "experts", {"model_parallel_size": 2, **stage1}),
+        ("experts-2", "divided-split", "experts", {**divided, **stage1}),
+        ("muon-2", "muon-parameters", "muon", {"zero_optimization": {"stage": 2}}),
+    ):
+        cut = [*(word for word in whole if word.split("=")[0] not in keys), "world_size=2", *words(keys)]
+        assert reshard(monkeypatch, folder / source, folder / f"{name}-cut", "--set", *cut) == 0
+        assert len(list(find_checkpoint(folder / f"{name}-cut").glob("weights_*"))) == 2
+        more = {} if model is None else {"keys": MODELS[model] | keys, **samples(model)}
+        case = Case(f"{name}-loaded", **{"keys": keys, **more}, first=STEP, last=STEP + 2, load=f"{name}-cut")
+        cases += [case, replace(case, name=f"{name}-direct", load=model or "one")]
+    told = outcomes(cases, 2, folder, timeout=120)
+    for loaded, direct, case in zip(told[::2], told[1::2], cases[::2], strict=True):
+        assert loaded == direct, case.name
+        name = case.name.removesuffix("-loaded")
+        assert_same(find_checkpoint(folder / case.name), find_checkpoint(folder / f"{name}-direct"))
 
 
 def test_what_cannot_be_is_said_and_writes_nothing(
@@ -116,6 +174,10 @@ def test_what_cannot_be_is_said_and_writes_nothing(
         ((source, out, "--set", "hidden_size=64"), "is of another model: it has in another shape"),
         ((source, out, "--set", "world_size=4", "model_parallel_size=8"), "4 ranks do not divide into"),
         ((damaged, out), "optimizer_00000.safetensors is corrupt: its checksum is wrong"),
+        (
+            (folder / "adafactor", out, "--set", "zero_optimization.stage=1"),
+            "has Adafactor's state of rows and columns, and ZeRO stage 1 in fp32 keeps the other",
+        ),
         ((folder / "one", out, "--iteration", 9), "complete ones are there for steps 3"),
     ]:
         assert reshard(monkeypatch, *arguments) == 2
@@ -125,67 +187,3 @@ def test_what_cannot_be_is_said_and_writes_nothing(
         assert error.count("\n") == 1
         assert not out.exists()
     assert [path.name for path in occupied.iterdir()] == ["mine"]
-
-
-COUNT, ELEMENTS = 40, 1 << 19
-"""Tensors of a synthetic checkpoint (each a weight and a momentum of 2 MiB): 160 MiB."""
-
-
-def synthetic(folder: Path) -> Path:
-    """A checkpoint of one file, every element of which is different."""
-    keys = [(f"layers.{n}.weight", kind) for n in range(COUNT) for kind in ("weight", "exp_avg")]
-    shape = (512, ELEMENTS // 512)
-
-    def values(number: int) -> Item:
-        name, kind = keys[number]
-        first = float(number * ELEMENTS)
-        key = tensor_key(name, kind, 0, ELEMENTS, None)
-        return Item(key, torch.float32, ELEMENTS, lambda: torch.arange(ELEMENTS, dtype=torch.float32) + first)
-
-    temporary = folder / "temporary"
-    temporary.mkdir(parents=True)
-    files = [
-        write_file(temporary / "weights_00000.safetensors", [values(n) for n in range(len(keys))], {}),
-        write_file(temporary / "optimizer_00000.safetensors", [], {}),
-    ]
-    whole = {
-        name: ParameterEntry(
-            shape,
-            {kind: TensorEntry(shape, "float32", [Piece(0, 0, ELEMENTS)]) for kind in ("weight", "exp_avg")},
-        )
-        for name, _ in keys
-    }
-    publish(temporary, folder / "global_step1", Index(1, 1, "Lion", {}, {}, {}, {}, {}, files, whole))
-    return folder / "global_step1"
-
-
-def private_memory() -> int:
-    """Bytes of this process that are not pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
-    """Watched while it runs: what it holds grows by little, however many tensors there are."""
-    source = synthetic(tmp_path / "source")
-    names = [f"layers.{n}.weight" for n in range(COUNT)]
-    halves = [Region(1, ((0, 300),)), Region(1, ((300, ELEMENTS // 512),))]
-    shares = [[Span(name, half, 0, 512 * half.length) for name in names] for half in halves]
-    before, peak, done = private_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, private_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        out = rewrite_checkpoint(source, tmp_path / "out", shares, {})
-    finally:
-        done.set()
-        watcher.join()
-    assert peak - before < 16 << 20
-    for number, (_, weight) in enumerate(read_weights(out)):
-        expected = torch.arange(ELEMENTS, dtype=torch.float32) + float(2 * number * ELEMENTS)
-        assert torch.equal(weight.view(-1), expected)
