@@ -80,12 +80,20 @@ def _check_objective(keys: Keys) -> None:
     if len(wanted) == 2:
         raise Contradiction("fim_rate and mlm_training do not go together: keep one", *wanted)
     labels = [key for split in ("train", "valid", "test") if keys.get(key := f"{split}_label_data_paths")]
-    others = labels + (["pack_impl"] if keys.get("pack_impl", "packed") != "packed" else [])
-    if wanted and others:
+    kind = keys.get("pack_impl", "packed")
+    if wanted and labels:
         raise Contradiction(
-            f"{wanted[0]} changes windows of text, which {others[0]} does not give: remove one",
+            f"{wanted[0]} changes windows of text, which the labels of {labels[0]} would no longer fit: "
+            "remove one",
             wanted[0],
-            others[0],
+            labels[0],
+        )
+    if wanted and kind != "packed":
+        raise Contradiction(
+            f"{wanted[0]} changes windows of text, where pack_impl {kind} gives rows of whole documents: "
+            "remove one",
+            wanted[0],
+            "pack_impl",
         )
     if not keys.get("mlm_training"):
         return

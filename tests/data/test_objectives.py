@@ -211,7 +211,17 @@ def test_samples_depend_on_the_seed_and_their_number_alone(keys: dict[str, objec
     [
         ({"mlm_training": True}, "needs mlm_mask_id"),
         ({"mlm_training": True, "mlm_mask_id": 1, "fim_rate": 0.5}, "do not go together"),
-        ({"fim_rate": 0.5, "pack_impl": "unpacked"}, "pack_impl does not give"),
+        ({"fim_rate": 0.5, "pack_impl": "unpacked"}, "pack_impl unpacked gives rows of whole documents"),
+        (
+            {
+                "data_path": None,
+                "train_data_paths": ["a"],
+                "train_label_data_paths": ["b"],
+                "mlm_training": True,
+                "mlm_mask_id": 1,
+            },
+            "mlm_training changes windows of text, which the labels of train_label_data_paths",
+        ),
         (
             {
                 "mlm_training": True,
