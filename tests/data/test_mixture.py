@@ -17,6 +17,7 @@ from megatron_lite.data.blend import BLOCK, LONGEST_WINDOW, Blend
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.indexed import IndexedWriter
 from megatron_lite.data.mixture import Mixture, Phase, phase
+from megatron_lite.data.samples import as_sample
 from megatron_lite.utils.errors import ConfigError, DataError
 
 SKEWED = st.lists(st.floats(-4, 2).map(lambda exponent: 10**exponent), min_size=1, max_size=30)
@@ -37,8 +38,20 @@ def test_a_blend_counted_out_agrees_with_its_closed_form(
         check_counted_out(weights, window, checked)
 
 
+def bounds_of(weights: list[float], window: int) -> list[float]:
+    """How far each data set may be off: 1, and if it is a rare one its share of the error of them all."""
+    longest, total = max(window, 2 * len(weights)), sum(weights)
+    rare = [d for d, weight in enumerate(weights) if weight * longest < total]
+    bounds = [1.0] * len(weights)
+    if len(rare) > 1:
+        shared = [weights[d] for d in rare]
+        for d, within in zip(rare, bounds_of(shared, window), strict=True):
+            bounds[d] = within + weights[d] / sum(shared)
+    return bounds
+
+
 def check_counted_out(weights: list[float], window: int, checked: list[int]) -> None:
-    blend, total = Blend(weights), sum(weights)
+    blend, total, bounds = Blend(weights), sum(weights), bounds_of(weights, window)
     counts = [0] * len(weights)
     order = []
     for sample in range(3 * BLOCK + 1):
@@ -49,8 +62,7 @@ def check_counted_out(weights: list[float], window: int, checked: list[int]) -> 
         assert index == counts[dataset]
         order.append((dataset, index))
         counts[dataset] += 1
-        for count, weight in zip(counts, weights, strict=True):
-            bound = 1 if weight * window >= total else 2
+        for count, weight, bound in zip(counts, weights, bounds, strict=True):
             assert abs(count - (sample + 1) * weight / total) < bound + 1e-6
     for sample in checked:
         assert Blend(weights).locate(sample) == order[sample]
@@ -185,6 +197,35 @@ def test_gpt_neo_s_list_of_data_sets(tmp_path: Path) -> None:
     assert whole.valid is not None
     assert list(whole.valid.parts) == ["a"]
     assert whole.test is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"mlm_training": True, "mlm_mask_id": 59_999, "mlm_random_token_prob": 0.0},
+        {"fim_rate": 1.0, "fim_prefix_token": "250", "fim_middle_token": "251", "fim_suffix_token": "252"},
+    ],
+    ids=["text", "mlm", "fim"],
+)
+def test_every_mode_of_the_list_is_drawn_by_its_weight(keys: dict[str, object], tmp_path: Path) -> None:
+    modes = {"windows": 4.0, "chunks": 3.0, "documents_fixed": 2.0, "documents_random": 1.0}
+    paths = [write(tmp_path / mode, 40, 30 * number) for number, mode in enumerate(modes)]
+    stitches = [3 if mode.startswith("documents") else None for mode in modes]
+    entries = list(zip(paths, stitches, modes, modes.values(), strict=True))
+    given = {"datasets": list(map(list, entries)), "split": "1", "tokenizer_type": "ByteTokenizer", **keys}
+    train = open_datasets(config_for(**given)).train
+    assert list(train.parts) == list(modes)
+    drawn = Counter()
+    changed = 0
+    for number in range(400):
+        sample = as_sample(train[number])
+        text = sample.tokens[sample.tokens < 120]
+        (origin,) = set((text // 30).tolist())
+        drawn[origin] += 1
+        changed += np.isin(sample.tokens, (250, 59_999)).any()
+    assert [drawn[number] for number in range(4)] == [160, 120, 80, 40]
+    assert changed > 200 if keys else not changed
 
 
 def test_the_same_data_twice_has_two_names_and_two_orders(tmp_path: Path) -> None:
