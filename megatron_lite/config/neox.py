@@ -26,6 +26,8 @@ ALIASES = {
     "loss_scale_window": "fp16.loss_scale_window",
     "hysteresis": "fp16.hysteresis",
     "min_scale": "fp16.min_loss_scale",
+    "fragment_fim_rate": "fim_fragment_rate",
+    "no_fim_prefix": "fim_no_prefix",
 }
 """Second names of keys."""
 
@@ -168,6 +170,8 @@ RETIRED: dict[str, Unused] = (
         "belongs to log_gradient_noise_scale",
         "gradient_noise_scale_n_batches gradient_noise_scale_cpu_offload",
     )
+    | _keys("fim_rate above 0 alone asks for fill-in-the-middle", "fim_data")
+    | _silent("a document ends with the tokenizer's own token", "fim_eod_token")
     | _silent(
         "belongs to profile or memory_profiling",
         "profile_step_start profile_step_stop memory_profiling_path",

@@ -24,6 +24,11 @@ class ObjectiveSection(Section):
     itself."""
     fim_fragment_rate: Fraction = 0.5
     """Share of fragments that are rearranged in documents that have any."""
+    fim_no_prefix: Text | None = None
+    """Documents (or fragments) whose text begins with this are not rearranged."""
+    fim_pad_token: Text | None = None
+    """The token that fills a sample whose rearranged text takes fewer tokens than before, which is rare. Left
+    out: the end-of-document token."""
     mlm_training: Bool = False
     """Learn to find hidden tokens (BERT) in place of the next one. Attention stays causal: a token is found
     from those before it."""
