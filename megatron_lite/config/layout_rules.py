@@ -173,22 +173,30 @@ def _check_divided_experts(keys: Keys, experts: int, ranks: int) -> dict[str, An
             "expert_interval",
             "pipe_parallel_size",
         )
-    zero = keys.get("zero_optimization")
-    if zero is not None and zero.stage == 3:
+    for key, value in _refused_with_experts(keys).items():
         raise Contradiction(
-            f"zero_optimization.stage 3 does not go with expert_parallel_size {ranks}: use stage 2 or below, "
-            "or expert_parallel_size 1 (stage 3 divides experts like all parameters)",
+            f"zero_optimization.{key} {value} does not go with expert_parallel_size {ranks}: leave it out",
             "zero_optimization",
             "expert_parallel_size",
         )
-    for key in ("reduce_scatter", "contiguous_gradients"):
-        if zero is not None and (zero.model_extra or {}).get(key) is False:
-            raise Contradiction(
-                f"zero_optimization.{key} false does not go with expert_parallel_size {ranks}: leave it out",
-                "zero_optimization",
-                "expert_parallel_size",
-            )
     return {}
+
+
+def _refused_with_experts(keys: Keys) -> dict[str, Any]:
+    """The settings of ZeRO that do not go with divided experts."""
+    zero = keys.get("zero_optimization")
+    if zero is None:
+        return {}
+    found: dict[str, Any] = {}
+    for key in ("reduce_scatter", "contiguous_gradients"):
+        if (zero.model_extra or {}).get(key) is False:
+            found[key] = "false"
+    if zero.stage == 3:  # these are shared by other ranks than those that have the same experts
+        if (zero.zero_hpz_partition_size or 1) > 1:
+            found["zero_hpz_partition_size"] = zero.zero_hpz_partition_size
+        if zero.zero_quantized_gradients:
+            found["zero_quantized_gradients"] = "true"
+    return found
 
 
 def check_stages(keys: Keys) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from math import lcm
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import element_bytes, micro_batch_tokens
 from megatron_lite.planner.parameters import parameters_by_place
+from megatron_lite.planner.swap import swap_keys
 
 FP32 = 4
 
@@ -260,13 +261,13 @@ def _replicas(config: Config, micro_batches: float) -> float:
     """
     replicas = config.parallel.replicas
     width, stage = element_bytes(config), _engine_stage(config)
+    of_all = _share(replicas) * _parameters_of_all(config)
+    of_experts = _share(replicas // config.parallel.expert_parallel_size) * _parameters_of_experts(config)
     if stage == 3:
-        sent = mean_parameters(config) + _gathered(config)
-        return _share(replicas) * width * micro_batches * sent
+        gathers, tied = _gathered(config)
+        return width * micro_batches * ((1 + gathers) * (of_all + of_experts) + _share(replicas) * tied)
     passes = {0: 2, 1: _reduction(config) + 1, 2: _reduction(config) * micro_batches + 1}
-    numbers = _share(replicas) * _parameters_of_all(config)
-    numbers += _share(replicas // config.parallel.expert_parallel_size) * _parameters_of_experts(config)
-    return width * passes[stage] * numbers
+    return width * passes[stage] * (of_all + of_experts)
 
 
 def _engine_stage(config: Config) -> int:
@@ -287,8 +288,10 @@ def _reduction(config: Config) -> int:
     return 2 if in_buffer or whole or config.optimizer.type == "muon" else 1
 
 
-def _gathered(config: Config) -> float:
-    """Numbers that ZeRO 3 gathers for a micro-batch: all forward and, unless they are kept, all backward.
+def _gathered(config: Config) -> tuple[float, float]:
+    """How often ZeRO 3 gathers each parameter for a micro-batch, and numbers that it gathers once more.
+
+    It gathers all forward and, unless they are kept, all backward.
 
     It keeps those that the backward needs within ``stage3_max_reuse_distance`` parameters, that is the last
     half of the distance. A tied matrix that is not kept is gathered at both of its places. Parameters of
@@ -297,5 +300,6 @@ def _gathered(config: Config) -> float:
     """
     count, numbers = parameters_by_place(config), mean_parameters(config)
     tied = 0 if count.head else count.token_embedding / config.parallel.model_parallel_size
-    kept = min(1.0, config.zero.block.get("stage3_max_reuse_distance", REUSE_DISTANCE) / 2 / numbers)
-    return kept * numbers + (1 - kept) * 2 * (numbers + tied)
+    block = config.zero.block | swap_keys(config)
+    kept = min(1.0, block.get("stage3_max_reuse_distance", REUSE_DISTANCE) / 2 / numbers)
+    return 2 - kept, (1 - kept) * 2 * tied

@@ -122,6 +122,15 @@ def reduce_tied_gradients_wherever_they_are(engine: Any) -> None:
     engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, ReduceTiedGrads: reduce_tied_gradients}
 
 
+def add_up_norms_of_experts(engine: Any) -> None:
+    """Let ZeRO 3's gradient norm add up what tensor ranks have of divided experts.
+
+    It takes their groups to reach over the tensor ranks, too, as those of its AutoEP may.
+    """
+    if engine.zero_optimization_partition_weights():
+        engine.optimizer._grad_norm_counts_every_rank = lambda _parameters, _group: False
+
+
 def let_the_loss_scale_rest(engine: Any) -> None:
     """Keep fp16's scaler from raising a bare Exception at its smallest scale: we say it better."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)

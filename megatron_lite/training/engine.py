@@ -18,7 +18,7 @@ from megatron_lite.model.moe import routers_of
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import DTYPES, spec_of
 from megatron_lite.training import deepspeed_defects as defects
-from megatron_lite.training.experts import declared_experts
+from megatron_lite.training.experts import Partitioned, declared_experts
 from megatron_lite.training.mpu import TensorDataMpu
 from megatron_lite.training.objectives import Objective
 from megatron_lite.training.optimizers import build_optimizer, set_lr
@@ -77,17 +77,22 @@ class Engine:
         dtype = DTYPES[config.precision.precision]
         mpu = defects.hand_over(TensorDataMpu(context) if context.tensor.size > 1 else None)
         partition = mpu.get_data_parallel_group() if mpu else None
-        with deepspeed.zero.Init(
-            data_parallel_group=partition, config_dict_or_path=settings, mpu=mpu, enabled=stage == 3
+        with Partitioned(
+            context,
+            data_parallel_group=partition,
+            config_dict_or_path=settings,
+            mpu=mpu,
+            enabled=stage == 3,
         ):
             model = build_model(dtype)
-        with declared_experts(model, context):
+        with declared_experts(model, context, stage):
             self._optimizer = build_optimizer(config.optimizer, model)
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False, mpu=mpu
             )
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.let_the_loss_scale_rest(self.deepspeed)
+        defects.add_up_norms_of_experts(self.deepspeed)
         self._clips_itself = stage == 0
         self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
         self._parameters = [p for p in model.parameters() if p.requires_grad]

@@ -46,7 +46,7 @@ class PipelineEngine(Engine):
         defects.import_muon(compiled=False)
         model = self._module = build_model(DTYPES[config.precision.precision])
         self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
-        with declared_experts(model, context):
+        with declared_experts(model, context, config.zero.stage):
             self._optimizer = build_optimizer(config.optimizer, model)
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=self._optimizer, config=settings, dist_init_required=False

@@ -85,12 +85,12 @@ def _holders(config: Config, model: nn.Module, context: ParallelContext) -> list
         groups = for_muon(groups)
     if stage == 0:
         return [_whole(parameter) for group in groups for parameter in group["params"]]
+    axes = [context.expert_replicas if "moe" in group else context.replicas for group in groups]
     if stage == 3:
-        return [_slice(parameter, context.replicas) for group in groups for parameter in group["params"]]
-    return [
-        _partition(group["params"], context.expert_replicas if "moe" in group else context.replicas)
-        for group in groups
-    ]
+        return [
+            _slice(each, axis) for group, axis in zip(groups, axes, strict=True) for each in group["params"]
+        ]
+    return [_partition(group["params"], axis) for group, axis in zip(groups, axes, strict=True)]
 
 
 def _whole(parameter: nn.Parameter) -> Holder:

@@ -33,7 +33,9 @@ EXPERTS: dict[str, Any] = {
 SPLIT = {"sequence_parallel": True}
 BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
 RECOMPUTE = {"checkpoint_activations": True}
-OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+IN_MEMORY = {"device": "cpu"}
+OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": IN_MEMORY}}
+OFFLOAD_ALL = {"zero_optimization": {"stage": 3, "offload_optimizer": IN_MEMORY, "offload_param": IN_MEMORY}}
 TWO_MICRO_BATCHES = {"gradient_accumulation_steps": 2}
 
 Runs = dict[str, Outcome]
@@ -71,16 +73,18 @@ BY_RANKS = {
         case("dp2-ep2-tp2-zero0-sp", 2, 0, 2, keys=SPLIT),
         case("dp2-ep2-tp2-zero2", 2, 2, 2, saved_at=HALF),
         case("dp4-ep2-zero2", 2, 2),
+        case("dp4-ep2-zero3", 2, 3, keys=OFFLOAD_ALL),
         case("dp4-ep4-zero1", 4, 1),
         case("pp2-ep2", 2, 1, 1, 2, keys=TWO_MICRO_BATCHES, saved_at=HALF),
         case("pp2-ep2-bf16", 2, 1, 1, 2, keys=BF16),
         case("pp2-ep2-fp16", 2, 1, 1, 2, keys=FP16),
-        case("ep2-tp2-bf16", 2, 1, 2, keys=BF16),
-        resumed("ep2-tp2-to-dp4-ep2-zero0", "dp2-ep2-tp2-zero2", 2, 0),
+        case("ep2-tp2-bf16", 2, 3, 2, keys=BF16),
+        resumed("ep2-tp2-to-dp4-ep2-zero3", "dp2-ep2-tp2-zero2", 2, 3),
         resumed("pp2-ep2-to-ep2-tp2", "pp2-ep2", 2, 1, 2),
         resumed("same-ep4-zero1", "ep2-zero0", 4, 1, last=HALF),
         resumed("same-pp2-ep2", "same-ep4-zero1", 2, 1, 1, 2, last=HALF),
-        resumed("same-ep2-zero0", "same-pp2-ep2", 2, last=HALF),
+        resumed("same-ep2-zero3", "same-pp2-ep2", 2, 3, last=HALF),
+        resumed("same-ep2-zero0", "same-ep2-zero3", 2, last=HALF),
     ],
 }
 BACK_ON_ONE = [
@@ -142,6 +146,7 @@ def test_cut_offline_as_its_ranks_would(runs: tuple[Path, Runs], tmp_path: Path)
     for name, words in (
         ("same-ep4-zero1", "world_size=4 expert_parallel_size=4 zero_optimization.stage=1"),
         ("same-pp2-ep2", "world_size=4 pipe_parallel_size=2 zero_optimization.stage=1"),
+        ("same-ep2-zero3", "world_size=4 zero_optimization.stage=3"),
     ):
         found, _ = reshard(source, tmp_path / name, overrides=words.split())
         assert_same(found, runs[0] / name / f"global_step{HALF}")
@@ -181,7 +186,11 @@ def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
         ({"moe_num_experts": 5}, "does not divide the 5 experts"),
         ({"model_parallel_size": 4, "num_attention_heads": 4}, "does not divide the 1 data-parallel"),
         ({"moe_top_k": 5}, "moe_top_k 5 is more than moe_num_experts 4"),
-        ({"zero_optimization": {"stage": 3}}, "stage 3 does not go with expert_parallel_size 2"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size 2 does"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
+            "zero_quantized_gradients true",
+        ),
         ({"zero_optimization": {"stage": 1, "reduce_scatter": False}}, "reduce_scatter false does not go"),
         ({"pipe_parallel_size": 2, "expert_interval": 3}, "and one of 2 layers may have none with"),
         ({"optimizer": {"type": "Muon"}}, "muon would take all experts of a layer for one matrix"),
