@@ -61,7 +61,8 @@ def activation_bytes(config: Config, on_gpu: bool) -> int:
     model = config.model
     element = element_bytes(config)
     layer = kept_by_layer(config) * element + _dropout_bytes(config, on_gpu)
-    in_flight = 2 * (2 if model.is_gated else 1) * model.ffn_size * element
+    rows = model.moe_top_k if "experts" in model.mlp_kinds else 1
+    in_flight = 2 * rows * (2 if model.is_gated else 1) * model.ffn_size * element
     in_flight = -(-in_flight // config.parallel.model_parallel_size)
     layers = _layers_at_once(config)
     if not model.checkpoint_activations:

@@ -67,6 +67,20 @@ def test_what_is_written_is_read(
     assert dataset.document_count == len(documents)
     assert [dataset.document(number).tolist() for number in range(len(documents))] == documents
     assert dataset.tokens.tolist() == list(chain.from_iterable(documents))
+    numbers = np.arange(len(documents))[::-1]
+    starts, ends = dataset.bounds_of(numbers)
+    assert starts.tolist() == [dataset.token_start(number) for number in numbers]
+    assert ends.tolist() == [dataset.token_start(number + 1) for number in numbers]
+
+
+@pytest.mark.parametrize(("entry", "value", "document"), [(1, 99, 0), (2, -1, 1), (2, 0, 1), (3, 2**40, 2)])
+def test_bounds_in_a_damaged_index(tmp_path: Path, entry: int, value: int, document: int) -> None:
+    write(tmp_path / "a", DOCUMENTS)
+    boundaries = idx_path(tmp_path / "a").stat().st_size - 8 * (len(DOCUMENTS) + 1)
+    overwrite(idx_path(tmp_path / "a"), boundaries + 8 * entry, struct.pack("<q", value))
+    dataset = IndexedDataset(tmp_path / "a")
+    with pytest.raises(DataError, match=f"damaged at document {document}:"):
+        dataset.bounds_of(np.arange(len(DOCUMENTS)))
 
 
 def test_many_documents_at_once_are_the_same_file(tmp_path: Path) -> None:
