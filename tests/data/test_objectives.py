@@ -16,6 +16,7 @@ from megatron_lite.data.fill_in import FillIn
 from megatron_lite.data.indexed import IndexedWriter
 from megatron_lite.data.masked import Masking
 from megatron_lite.data.samples import UNCOUNTED, Sample
+from megatron_lite.data.transformed import TransformedDataset
 from megatron_lite.utils.errors import ConfigError, DataError
 
 PREFIX, SUFFIX, MIDDLE, EOD, SEPARATOR = 1000, 1001, 1002, 1003, 1004
@@ -204,6 +205,29 @@ def test_samples_depend_on_the_seed_and_their_number_alone(keys: dict[str, objec
     assert splits.valid is not None
     assert other.valid is not None
     assert text(splits.valid[3]) == text(other.valid[3]), "validation is the same for all seeds"
+
+
+class OneWindow:
+    """A data set whose samples are all the same."""
+
+    samples_per_epoch = 1
+    tokens = 4
+
+    def __getitem__(self, sample: int) -> np.ndarray:
+        return np.arange(4)
+
+
+def test_the_same_window_is_changed_anew_each_time() -> None:
+    """Epoch after epoch; by draws that look uniform, and belong to the seed and the sample."""
+
+    def drawn(seed: int) -> list[list[int]]:
+        dataset = TransformedDataset(OneWindow(), lambda window, random: window + random.integers(10), seed)
+        return [np.asarray(dataset[sample]).tolist() for sample in (*range(500), 7)]
+
+    samples = drawn(3)
+    assert samples[-1] == samples[7]
+    assert all(25 < samples.count(list(range(n, n + 4))) < 80 for n in range(10))
+    assert sum(map(list.__eq__, samples, drawn(4))) < 90
 
 
 @pytest.mark.parametrize(
