@@ -164,7 +164,7 @@ OFFLOADED = {
     "zero_optimization.offload_param": "{device: cpu}",
 }
 MEASURED = [
-    # mostly model states; mostly activations; shared parameters; fp32 copies; the same, offloaded
+    # mostly model states; mostly activations; shared parameters; fp32 copies; the same, offloaded; experts
     (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12}),
     (
         1,
@@ -178,6 +178,19 @@ MEASURED = [
     (2, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "zero_optimization.stage": 3}),
     (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "precision": "bf16"}),
     (1, {"num_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "precision": "bf16"} | OFFLOADED),
+    (
+        2,
+        {
+            "num_layers": 4,
+            "hidden_size": 512,
+            "num_attention_heads": 8,
+            "moe_num_experts": 16,
+            "moe_top_k": 2,
+            "expert_interval": 1,
+            "expert_parallel_size": 2,
+            "zero_optimization.stage": 1,
+        },
+    ),
 ]
 
 
