@@ -28,7 +28,7 @@ class DocumentDataset:
       come in another order each epoch: so an epoch is every document once, and its samples are as many.
     - ``unpacked``: one document a row, shuffled anew each epoch.
 
-    Opening looks at every document's length, about 0.3 s for a million of them, and keeps eight bytes a row;
+    Opening looks at every document's length, about 0.25 s for a million of them, and keeps eight bytes a row;
     not so where all documents have a row of their own, without which nothing is read.
 
     Attributes:

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training.training_runs import losses, run
 
 from megatron_lite.data.indexed import IndexedDataset
 from megatron_lite.data.preprocessing.encode import EncodeSettings, TokenizerSource
 from megatron_lite.data.preprocessing.run import preprocess
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.data.vocabulary import write_byte_level, write_sentencepiece
+from megatron_lite.generation import Sampling, generate, load_model
 from megatron_lite.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,8 +122,8 @@ def test_fingerprint_and_export(tokenizer: Tokenizer, files: dict[str, Path], tm
         tokenizer.save_pretrained(tmp_path)
 
 
-def test_from_training_to_token_files(tmp_path: Path) -> None:
-    """The command lines: a vocabulary, and with it the texts, on two processes."""
+def test_from_texts_to_a_model_and_its_own_text(tmp_path: Path) -> None:
+    """A vocabulary and the token files by the command line, some steps of training, text out of the model."""
     texts = CHINESE * 20
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
@@ -152,6 +155,22 @@ def test_from_training_to_token_files(tmp_path: Path) -> None:
         ids = dataset.document(number).tolist()
         assert ids[-1] == tokenizer.eod_id
         assert tokenizer.decode(ids[:-1]) == text
+
+    keys = {"tokenizer_type": "JiebaTokenizer", "vocab_file": str(tmp_path / "jieba.model"), "split": "1"}
+    measured = run(
+        tmp_path / "run", report.prefixes["text"], **keys, vocab_size=tokenizer.vocab_size, train_iters=8
+    )
+    first, *_, last = losses(measured)
+    assert last < first - 0.3
+    model = load_model(tmp_path / "run/checkpoints", torch.device("cpu"))
+    prompt = "我来到北京"
+    (sample,) = generate(model, [prompt], Sampling(0.0), 12)
+    ids = tokenizer.encode(prompt)
+    with torch.no_grad():
+        for _ in range(sample.tokens):
+            ids.append(int(model.gpt(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].argmax()))
+    assert prompt + sample.text == tokenizer.decode(ids[:-1] if sample.finished else ids)
+
     (tmp_path / "folder.model").mkdir()
     (tmp_path / "folder.model" / "kept").touch()
     for output, message in (

@@ -9,34 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training_runs import KEYS, losses, run, write_corpus
+from training_runs import KEYS, labelled_corpus, losses, run, write_corpus
 
 from megatron_lite.config import config_from_keys
 from megatron_lite.data.datasets import open_datasets
-from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.samples import UNCOUNTED, as_sample
 from megatron_lite.model import build_gpt
 from megatron_lite.parallel.parameter import ParameterFactory
-
-
-def labelled_corpus(folder: Path) -> dict[str, Any]:
-    """The corpus with labels for the second half of each document; the keys that name it."""
-    prefix = write_corpus(folder)
-    corpus = IndexedDataset(prefix)
-    with IndexedWriter(folder / "labels", np.dtype("<i4")) as writer:
-        for number in range(corpus.document_count):
-            tokens = corpus.document(number).astype(int)
-            half = len(tokens) // 2
-            writer.add([*[UNCOUNTED] * half, *tokens[half:].tolist()])
-    return {
-        "data_path": None,
-        "train_data_paths": [str(prefix)],
-        "train_label_data_paths": [str(folder / "labels")],
-        "valid_data_paths": [str(prefix)],
-        "valid_label_data_paths": [str(folder / "labels")],
-        "pack_impl": "pack_until_overflow",
-        "seq_length": 128,
-    }
 
 
 def losses_by_hand(keys: dict[str, Any], samples: range) -> tuple[float, float]:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from ranks import run_ranks
-from test_labelled_runs import labelled_corpus
-from training_runs import KEYS, losses, records, train_rank, write_corpus
+from training_runs import KEYS, labelled_corpus, losses, records, train_rank, write_corpus
 
 CONTEXT: dict[str, Any] = {"context_parallel_size": 2}
 TENSOR: dict[str, Any] = {"model_parallel_size": 2, "sequence_parallel": True}

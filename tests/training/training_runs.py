@@ -11,7 +11,8 @@ import numpy as np
 from ranks import run_ranks
 
 from megatron_lite.config import config_from_keys
-from megatron_lite.data.indexed import IndexedWriter
+from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
+from megatron_lite.data.samples import UNCOUNTED
 
 KEYS: dict[str, Any] = {
     "num_layers": 2,
@@ -40,6 +41,26 @@ def write_corpus(folder: Path) -> Path:
         for paragraph in text.split(b"\n\n"):
             writer.add([*paragraph, 256])
     return prefix
+
+
+def labelled_corpus(folder: Path) -> dict[str, Any]:
+    """The corpus with labels for the second half of each document; the keys that name it."""
+    prefix = write_corpus(folder)
+    corpus = IndexedDataset(prefix)
+    with IndexedWriter(folder / "labels", np.dtype("<i4")) as writer:
+        for number in range(corpus.document_count):
+            tokens = corpus.document(number).astype(int)
+            half = len(tokens) // 2
+            writer.add([*[UNCOUNTED] * half, *tokens[half:].tolist()])
+    return {
+        "data_path": None,
+        "train_data_paths": [str(prefix)],
+        "train_label_data_paths": [str(folder / "labels")],
+        "valid_data_paths": [str(prefix)],
+        "valid_label_data_paths": [str(folder / "labels")],
+        "pack_impl": "pack_until_overflow",
+        "seq_length": 128,
+    }
 
 
 def train_rank(keys: dict[str, Any], world_size: int) -> int:
