@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
 from typing import Any, TypeVar, cast
 
 import fsspec
@@ -29,7 +31,13 @@ BLOCK_BYTES = 1 << 20
 ATTEMPTS = 4
 """How often a request is made before its failure ends the run; the pauses between are 1, 2 and 4 s."""
 
-VERSION_FIELDS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "LastModified", "mtime", "created")
+FETCHERS = 4
+"""Threads that fetch ahead of need: a chunk each."""
+
+VERSION_FIELDS = (
+    *("ETag", "etag", "md5Hash", "generation", "Content-MD5", "Digest"),
+    *("LastModified", "Last-Modified", "mtime", "created"),
+)
 """What the file systems call that which changes with a file's content."""
 
 R = TypeVar("R")
@@ -62,6 +70,11 @@ class RemoteDataset(IndexedDataset):
         self._bin_info = _patiently(f"{url}.bin", lambda: files.info(f"{path}.bin"))
         if self._bin_info.get("size") is None:
             raise DataError(f"{url}.bin does not tell its size: its server cannot give parts of files")
+        if not _patiently(f"{url}.bin", lambda: _gives_parts(files, f"{path}.bin", self._bin_bytes())):
+            raise DataError(
+                f"the server of {url}.bin does not give parts of files (HTTP range requests): serve it by "
+                "one that does, or copy the files"
+            )
         folder = cache / _identity(url, self._idx_info, self._bin_info)
         folder.mkdir(parents=True, exist_ok=True)
         self.prefix = folder / "tokens"
@@ -76,13 +89,14 @@ class RemoteDataset(IndexedDataset):
             raise DataError(f"{url}: {error}") from error
         self._file = RemoteFile(files, f"{path}.bin", f"{url}.bin", self._bin_bytes())
         self._blocks = blocks = BlockCache(self._file, folder / "blocks", cache, cache_bytes)
+        self._ahead = FetchAhead(blocks)
         # Sliced like the array that it stands for; nothing else is done with it here.
         self.tokens = cast(np.ndarray, RemoteTokens(blocks, self.dtype))
 
     def will_read(self, first: int, last: int) -> None:
-        """Fetch what is missing of tokens ``first`` … ``last`` (exclusive), several blocks at once."""
+        """Begin to fetch what is missing of tokens ``first`` … ``last`` (exclusive). Does not wait."""
         size = self.dtype.itemsize
-        self._blocks.fetch(self._blocks.numbers(first * size, last * size))
+        self._ahead.fetch(self._blocks.numbers(first * size, last * size))
 
     def peek(self, starts: Sequence[int], count: int) -> list[bytes]:
         """See :meth:`IndexedDataset.peek`; nothing more than these bytes is fetched, and nothing kept."""
@@ -127,7 +141,8 @@ class RemoteFile:
         """
         stops = [min(start + count, self.size) for start in starts]
         parts = _patiently(
-            self.url, lambda: self.files.cat_ranges([self.path] * len(starts), list(starts), stops)
+            self.url,
+            lambda: self.files.cat_ranges([self.path] * len(starts), list(starts), stops, on_error="raise"),
         )
         if [len(part) for part in parts] != [stop - start for start, stop in zip(starts, stops, strict=True)]:
             raise DataError(
@@ -149,6 +164,8 @@ class BlockCache:
         self._shared = shared_folder
         self._limit = limit
         self._fetched_since = limit  # look at what there is before the first block is added
+        self._coming: set[int] = set()  # blocks that some thread of this process is fetching
+        self._changed = threading.Condition()
         folder.mkdir(exist_ok=True)
 
     def numbers(self, start: int, stop: int) -> range:
@@ -164,14 +181,29 @@ class BlockCache:
         return b"".join(parts)
 
     def fetch(self, numbers: Iterable[int]) -> None:
-        """Bring those of the blocks that are not here. Raises DataError when one cannot be fetched."""
-        missing = [number for number in numbers if not self._file(number).exists()]
-        if not missing:
-            return
-        blocks = self._remote.ranges([number * BLOCK_BYTES for number in missing], BLOCK_BYTES)
+        """Bring those of the blocks that are not here. Raises DataError when one cannot be fetched.
+
+        Those that another thread is fetching are waited for; if it fails they are still missing.
+        """
+        wanted = set(numbers)
+        with self._changed:
+            mine = sorted(n for n in wanted - self._coming if not self._file(n).exists())
+            self._coming.update(mine)
+        try:
+            if mine:
+                self._fetch(mine)
+        finally:
+            with self._changed:
+                self._coming.difference_update(mine)
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.wait_for(lambda: not wanted & self._coming)
+
+    def _fetch(self, numbers: Sequence[int]) -> None:
+        blocks = self._remote.ranges([number * BLOCK_BYTES for number in numbers], BLOCK_BYTES)
         self._make_room(sum(map(len, blocks)))
-        for number, block in zip(missing, blocks, strict=True):
-            temporary = self._folder / f".{number}.{os.getpid()}.{get_ident()}.tmp"
+        for number, block in zip(numbers, blocks, strict=True):
+            temporary = self._folder / f".{number}.{os.getpid()}.{threading.get_ident()}.tmp"
             temporary.write_bytes(block)
             os.replace(temporary, self._file(number))
 
@@ -180,9 +212,14 @@ class BlockCache:
         while True:
             try:
                 with open(self._file(number), "rb") as file:
-                    return os.pread(file.fileno(), stop - start, start)
+                    part = os.pread(file.fileno(), stop - start, start)
             except FileNotFoundError:
                 self.fetch([number])
+                continue
+            if len(part) == stop - start:
+                return part
+            # A power cut may leave a file without its content.
+            self._file(number).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:08d}"
@@ -202,6 +239,30 @@ class BlockCache:
         self._fetched_since = 0
 
 
+class FetchAhead:
+    """Threads that fetch blocks which will be read. What they cannot fetch fails when it is read."""
+
+    def __init__(self, blocks: BlockCache) -> None:
+        self._blocks = blocks
+        self._wanted: queue.SimpleQueue[range] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def fetch(self, numbers: range) -> None:
+        """Put the blocks ``numbers`` at the end of the queue."""
+        self._wanted.put(numbers)
+        if len(self._threads) < FETCHERS:
+            # Daemons: the end of a run does not wait for what it will not read.
+            thread = threading.Thread(target=self._work, daemon=True, name="fetch-ahead")
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while True:
+            numbers = self._wanted.get()
+            with suppress(DataError, OSError):
+                self._blocks.fetch(numbers)
+
+
 def _times(file: Path) -> tuple[int, int]:
     """(time of writing, size) of a block; it may just have been deleted."""
     try:
@@ -217,15 +278,40 @@ def _identity(url: str, *infos: dict[str, Any]) -> str:
     return hashlib.blake2b(repr([url, facts]).encode(), digest_size=12).hexdigest()
 
 
+def _gives_parts(files: Any, path: str, size: int) -> bool:
+    """Whether the last byte of ``path`` can be read by itself.
+
+    A server that cannot do so would send the whole file for every block. (fsspec's http finds out by the
+    headers of the answer, and raises ValueError.)
+    """
+    if not size:
+        return True
+    with files.open(path, "rb", size=size, cache_type="none") as file:
+        try:
+            file.seek(size - 1)
+            return len(file.read(1)) == 1
+        except ValueError:
+            return False
+
+
+def _is_missing(error: FileNotFoundError) -> bool:
+    """Whether the file is missing indeed: fsspec's http says so of every failure, whose cause tells more."""
+    cause = error.__cause__
+    return cause is None or getattr(cause, "status", None) in (404, 410)
+
+
 def _patiently(what: str, request: Callable[[], R]) -> R:
     """The result of ``request``, made again after a failure: networks have their moments."""
     for attempt in range(ATTEMPTS):
         try:
             return request()
-        except FileNotFoundError as error:
-            raise DataError(f"there is no file {what}: give the URL of a .bin/.idx pair") from error
         except Exception as error:  # each file system has its own kinds
+            reason: BaseException = error
+            if isinstance(error, FileNotFoundError):
+                if _is_missing(error):
+                    raise DataError(f"there is no file {what}: give the URL of a .bin/.idx pair") from error
+                reason = error.__cause__ or error
             if attempt == ATTEMPTS - 1:
-                raise DataError(f"{what} cannot be read: {error or type(error).__name__}") from error
+                raise DataError(f"{what} cannot be read: {str(reason) or type(reason).__name__}") from error
             time.sleep(2**attempt)
     raise AssertionError("the last attempt returns or raises")

@@ -8,6 +8,10 @@ from megatron_lite.data.permutation import Epochs
 from megatron_lite.data.samples import Sample, Window
 from megatron_lite.data.stretch import Stretch
 
+SAMPLES_AHEAD = 512
+"""So many samples before its turn, the chunk of a sample is announced: at the beginning of a pool of chunks
+nearly every sample needs one that was not read before, and none should wait for a slow disk or network."""
+
 
 class Dataset(Protocol):
     """An endless sequence of samples; sample i depends on i alone."""
@@ -49,9 +53,11 @@ class WindowDataset:
         chunk = max(1, self._stretch.tokens_per_chunk // seq_length)
         self._stretch.tokens_per_chunk = chunk * seq_length
         self._order = Epochs(self.samples_per_epoch, chunk, seed)
+        self._order_ahead = Epochs(self.samples_per_epoch, chunk, seed)  # each remembers the pool where it is
 
     def __getitem__(self, sample: int) -> Window | Sample:
         """Sample ``sample`` ≥ 0, counted through the epochs."""
+        self._stretch.announce(self._order_ahead(sample + SAMPLES_AHEAD) * self.seq_length)
         start = self._order(sample) * self.seq_length
         self._stretch.announce(start)
         return self._stretch.sample(start, start + self.seq_length + 1)
