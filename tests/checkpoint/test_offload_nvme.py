@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from operators import COMPILES_AN_OPERATOR
 from ranks import run_ranks
 from small_run import start
 from stored import stored_index, stored_scalars, stored_tensors
+from test_async_save import Gate
+from test_checkpoint_memory import growth
 
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.utils.errors import UserError
@@ -29,6 +32,9 @@ KEYS: dict[str, Any] = {
     "weight_decay": 0.1,
     "data_path": "unused",
 }
+COPIED = 8 << 20
+"""Bytes: a third of what a rank saves."""
+
 PLAIN: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 
 pytestmark = [
@@ -81,8 +87,12 @@ def train(engine: Any, context: Any, first: int, last: int) -> list[tuple[float,
 
 
 def follow(folder: Path, plan: list[dict[str, Any]], world_size: int) -> list[Any]:
-    """Each entry of ``plan`` as an engine: ``load`` it, save ``at_once``, train, ``save`` on the way."""
+    """Each entry of ``plan`` as an engine: ``load`` it, save ``at_once``, train, ``save`` on the way.
+
+    ``beside``: also save while the training goes on, held back until it has ended.
+    """
     from megatron_lite.checkpoint import load_checkpoint, save_checkpoint
+    from megatron_lite.checkpoint.background import BackgroundSaver
     from megatron_lite.parallel.context import arrange
     from megatron_lite.training.zero import swap_space
 
@@ -105,7 +115,15 @@ def follow(folder: Path, plan: list[dict[str, Any]], world_size: int) -> list[An
             curve = [] if first else train(engine, context, 0, HALF)
             if "save" in entry:
                 save_checkpoint(folder / entry["save"], HALF, engine.deepspeed, {}, {}, context)
+            if "beside" in entry:
+                gate, saver = Gate(), BackgroundSaver(context)
+                to = (folder / entry["beside"], HALF, engine.deepspeed, {}, {})
+                assert growth(partial(saver.start, *to)) < COPIED, "the state was copied to memory"
             curve += train(engine, context, HALF, STEPS)
+            if "beside" in entry:
+                gate.open()
+                saver.wait()
+                saver.close()
             if "last" in entry:
                 save_checkpoint(folder / entry["last"], STEPS, engine.deepspeed, {}, {}, context)
             swapped = len(list((folder / "swap").rglob("*.swp"))) if (folder / "swap").exists() else 0
@@ -136,7 +154,7 @@ def test_curve_and_checkpoints(tmp_path: Path) -> None:
     swapping = nvme(tmp_path, ahead=True)
     begun = [
         {"keys": PLAIN, "save": "plain"},
-        {"keys": swapping, "save": "nvme", "last": "unbroken"},
+        {"keys": swapping, "save": "nvme", "beside": "beside", "last": "unbroken"},
     ]
     (plain, none), (swapped, files) = run_ranks(follow, 2, tmp_path, begun, 2, timeout=200)[0]
     assert plain[-1][0] < plain[0][0] - 0.3, "the reference learns"
@@ -156,6 +174,7 @@ def test_curve_and_checkpoints(tmp_path: Path) -> None:
     for expected, actual in (
         (f"nvme/{half}", f"nvme-nvme/{half}"),
         (f"plain/{half}", f"plain-nvme/{half}"),
+        (f"nvme/{half}", f"beside/{half}"),
         (f"unbroken/{last}", f"resumed/{last}"),
     ):
         assert_same_checkpoint(tmp_path / expected, tmp_path / actual)
