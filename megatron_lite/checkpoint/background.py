@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lite.checkpoint.save import write_checkpoint
+from megatron_lite.checkpoint.signs import Relay, Sign, unheard
 from megatron_lite.checkpoint.snapshot import copied, take_snapshot
 from megatron_lite.checkpoint.together import largest, together
 from megatron_lite.parallel.context import ParallelContext
@@ -28,12 +29,14 @@ class BackgroundSaver:
     else uses, so that nothing of theirs comes between the collectives of the training. What they did ends
     alike on every rank. Ranks learn of it at the same step through another group, in :meth:`poll`.
 
-    Every rank makes one at the same time, and calls the methods at the same steps.
+    Every rank makes one at the same time, and calls the methods at the same steps. ``sign`` is told that the
+    rank lives while it waits for its thread.
     """
 
-    def __init__(self, context: ParallelContext) -> None:
+    def __init__(self, context: ParallelContext, sign: Sign = unheard) -> None:
         several = context.world_size > 1
         self._context = context
+        self._sign, self._thread_sign = sign, Relay(sign)
         self._threads_group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
         self._steps_group = dist.new_group(backend="gloo") if several else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -51,7 +54,7 @@ class BackgroundSaver:
         """Copy the state, and begin to write it; the arguments are those of ``save_checkpoint``.
 
         Waits for the save before this one, and returns its checkpoint if there was one. Costs this rank's
-        share of the checkpoint in CPU memory until it is written.
+        share of the checkpoint until it is written: in CPU memory, or on NVMe where the state is there.
 
         Raises:
             CheckpointError: on every rank alike: that save failed, or this one cannot begin.
@@ -61,9 +64,10 @@ class BackgroundSaver:
         snapshot = together(
             context,
             lambda: copied(take_snapshot(step, engine, trainer_state, config_keys, context), context.device),
+            sign=self._sign,
         )
         self._save = self._thread.submit(
-            write_checkpoint, folder, snapshot, context, keep_last, self._threads_group
+            write_checkpoint, folder, snapshot, context, keep_last, self._threads_group, self._thread_sign
         )
         return previous
 
@@ -87,8 +91,12 @@ class BackgroundSaver:
             CheckpointError: as :meth:`poll`.
         """
         save, self._save = self._save, None
-        return None if save is None else save.result()
+        if save is None:
+            return None
+        with self._thread_sign.awaited():
+            return save.result()
 
     def close(self) -> None:
         """Let the thread finish and end, whatever became of the run: its collectives need nothing of it."""
-        self._thread.shutdown()
+        with self._thread_sign.awaited():
+            self._thread.shutdown()

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -21,10 +21,13 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_lite.checkpoint.index import FileEntry, Index, Piece, read_index, tensor_key
 from megatron_lite.checkpoint.regions import Overlap, Region, blocks, overlap
+from megatron_lite.checkpoint.signs import Sign, unheard
 from megatron_lite.utils.errors import CheckpointError
 
 BLOCK = 1 << 20  # bytes per read while a checksum is computed: they stay in the cache
 CHUNK = 16 << 20  # elements per read
+WRITTEN = 16 << 20  # bytes per write
+FLUSHED = 256 << 20  # bytes that are written between two waits for the disk
 
 DTYPES = {
     torch.float64: "F64",
@@ -63,11 +66,12 @@ def item_of(key: str, data: torch.Tensor) -> Item:
     return Item(key, data.dtype, data.numel(), lambda: data)
 
 
-def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileEntry:
+def write_file(path: Path, items: list[Item], metadata: dict[str, str], sign: Sign = unheard) -> FileEntry:
     """Write ``items`` to the new safetensors file ``path``, on disk (fsync) when this returns.
 
     Costs the memory of the largest item where :attr:`Item.read` or the way to the CPU makes a copy. The
-    checksum is computed on the way.
+    checksum is computed on the way. ``sign`` is told of every write. After every ``FLUSHED`` bytes this waits
+    for the disk: the system would keep us waiting for all of them at the end.
 
     Raises:
         CheckpointError: it cannot be written (a full disk).
@@ -87,12 +91,17 @@ def write_file(path: Path, items: list[Item], metadata: dict[str, str]) -> FileE
     checksum = xxhash.xxh3_64()
     try:
         with open(path, "xb") as file:
+            unflushed = 0
             for block in _blocks(struct.pack("<Q", len(text)) + text, items):
+                sign(f"writing {path}")
                 file.write(block)
                 checksum.update(block)
+                unflushed += len(block)
                 del block  # before the next is read
-            file.flush()
-            os.fsync(file.fileno())
+                if unflushed >= FLUSHED:
+                    _flush(file)
+                    unflushed = 0
+            _flush(file)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     return FileEntry(path.name, 8 + len(text) + offset, checksum.hexdigest())
@@ -102,7 +111,15 @@ def _blocks(head: bytes, items: list[Item]) -> Iterable[bytes | memoryview]:
     yield head
     for item in items:
         if item.numel:
-            yield item.read().detach().cpu().contiguous().view(torch.uint8).numpy().data
+            data = item.read().detach().cpu().contiguous().view(torch.uint8).numpy().data
+            for start in range(0, len(data), WRITTEN):
+                yield data[start : start + WRITTEN]
+            del data  # before the next is read
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def check_file(checkpoint: Path, entry: FileEntry) -> None:

@@ -30,6 +30,7 @@ from megatron_lite.checkpoint.index import (
     tensor_key,
 )
 from megatron_lite.checkpoint.regions import Region
+from megatron_lite.checkpoint.signs import Sign, unheard
 from megatron_lite.checkpoint.snapshot import Snapshot, take_snapshot
 from megatron_lite.checkpoint.together import Group, gather_on_first, on_first_rank, together
 from megatron_lite.parallel.context import ParallelContext
@@ -65,6 +66,7 @@ def save_checkpoint(
     config_keys: dict[str, Any],
     context: ParallelContext,
     keep_last: int | None = None,
+    sign: Sign = unheard,
 ) -> Path:
     """Write the checkpoint ``folder/global_step{step}`` and let ``latest`` name it; every rank calls this.
 
@@ -80,6 +82,7 @@ def save_checkpoint(
         context: this rank.
         keep_last: how many checkpoints stay in ``folder``; all when None. Older ones go only once the new
             one is complete.
+        sign: told that this rank lives, at least every ``files.FLUSHED`` bytes.
 
     Returns:
         The checkpoint's folder.
@@ -88,12 +91,19 @@ def save_checkpoint(
         CheckpointError: on every rank alike, when one could not write (a full disk). The temporary folder is
             removed; the previous checkpoint and ``latest`` are as they were.
     """
-    snapshot = together(context, lambda: take_snapshot(step, engine, trainer_state, config_keys, context))
-    return write_checkpoint(folder, snapshot, context, keep_last)
+    snapshot = together(
+        context, lambda: take_snapshot(step, engine, trainer_state, config_keys, context), sign=sign
+    )
+    return write_checkpoint(folder, snapshot, context, keep_last, sign=sign)
 
 
 def write_checkpoint(
-    folder: Path, snapshot: Snapshot, context: ParallelContext, keep_last: int | None, group: Group = None
+    folder: Path,
+    snapshot: Snapshot,
+    context: ParallelContext,
+    keep_last: int | None,
+    group: Group = None,
+    sign: Sign = unheard,
 ) -> Path:
     """Write every rank's ``snapshot``, then publish; the arguments are those of :func:`save_checkpoint`.
 
@@ -103,13 +113,14 @@ def write_checkpoint(
     temporary = folder / f"{TEMPORARY}{checkpoint_name(step)}"
     target = folder / checkpoint_name(step)
     try:
-        on_first_rank(context, lambda: make_empty(temporary), group)
-        written = together(context, lambda: _write_rank(temporary, snapshot, context), group)
+        on_first_rank(context, lambda: make_empty(temporary), group, sign)
+        written = together(context, lambda: _write_rank(temporary, snapshot, context, sign), group, sign)
         everything = gather_on_first(context, written, group)
         on_first_rank(
             context,
             lambda: publish(temporary, target, whole_index(snapshot.head, everything), keep_last),
             group,
+            sign,
         )
     finally:
         if context.is_first:
@@ -126,13 +137,13 @@ def make_empty(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext) -> Written:
+def _write_rank(temporary: Path, snapshot: Snapshot, context: ParallelContext, sign: Sign) -> Written:
     """Write this rank's two files: weights, and optimizer state with the random generators."""
     weights = [fragment for fragment in snapshot.fragments if fragment.kind == WEIGHT]
     states = [fragment for fragment in snapshot.fragments if fragment.kind != WEIGHT]
     files = [
-        write_file(weights_file(temporary, context.rank), _items(weights), {}),
-        write_file(optimizer_file(temporary, context.rank), _items(states), {RNG_KEY: snapshot.rng}),
+        write_file(weights_file(temporary, context.rank), _items(weights), {}, sign),
+        write_file(optimizer_file(temporary, context.rank), _items(states), {RNG_KEY: snapshot.rng}, sign),
     ]
     pieces = [
         (f.name, f.kind, f.shape, str(f.data.dtype).removeprefix("torch."), number, *f.owned, f.region)

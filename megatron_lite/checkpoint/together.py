@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from megatron_lite.checkpoint.signs import Sign, unheard
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.utils.errors import CheckpointError, UserError
 
@@ -21,17 +22,20 @@ T = TypeVar("T")
 Group = dist.ProcessGroup | None
 
 
-def together(context: ParallelContext, work: Callable[[], T], group: Group = None) -> T:
+def together(context: ParallelContext, work: Callable[[], T], group: Group = None, sign: Sign = unheard) -> T:
     """``work()`` on every rank; when it fails on one, every rank raises the same :class:`CheckpointError`.
 
     Only a flag is exchanged when all is well. A failure that is not the user's or the machine's (a defect of
-    this program) is raised as it is on its own rank, with its traceback.
+    this program) is raised as it is on its own rank, with its traceback. ``sign`` is told of the work and of
+    the waiting for the other ranks.
     """
     result, error = None, None
+    sign("saving")
     try:
         result = work()
     except Exception as caught:
         error = caught
+    sign("saving: it waits for the other ranks", longer=True)
     if largest(context, int(error is not None), group):
         sentence = _first_sentence(context, error, group)
         if error is not None and not isinstance(error, OSError | UserError):
@@ -40,9 +44,11 @@ def together(context: ParallelContext, work: Callable[[], T], group: Group = Non
     return result  # type: ignore[return-value]
 
 
-def on_first_rank(context: ParallelContext, work: Callable[[], object], group: Group = None) -> None:
+def on_first_rank(
+    context: ParallelContext, work: Callable[[], object], group: Group = None, sign: Sign = unheard
+) -> None:
     """``work()`` on rank 0; when it fails, every rank raises the same :class:`CheckpointError`."""
-    together(context, work if context.is_first else lambda: None, group)
+    together(context, work if context.is_first else lambda: None, group, sign)
 
 
 def gather_on_first(context: ParallelContext, value: T, group: Group = None) -> list[T]:

@@ -71,11 +71,11 @@ def train(config: Config, context: ParallelContext) -> int:
         training_data = datasets.train.with_phases(state.data.phases)
         if context.is_first:
             write_text(config.run_dir / "config.yml", config.to_yaml())
+        engine.deepspeed.module.register_forward_pre_hook(watchdog.alive)  # every micro-batch
         signing = watchdog.signing(fetch)  # for evaluation; training's batches come from another thread
         hooks = make_hooks(
-            config, context, engine, plan, training_data, datasets.valid, signing, tokenizer, state
+            config, context, engine, plan, training_data, datasets.valid, signing, tokenizer, state, watchdog
         )
-        hooks.insert(0, Heartbeat(watchdog))
         try:
             run_steps(config, context, engine, training_data, fetch, schedule, plan, state, hooks)
         finally:
@@ -120,18 +120,21 @@ def make_hooks(
     fetch: Fetch,
     tokenizer: Tokenizer,
     state: TrainState,
+    watchdog: Watchdog,
 ) -> list[Hook]:
     """What hangs on the loop, in the order in which it happens after a step."""
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
     account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
+    compiles = config.model.torch_compile or context.device.type != "cpu"
     return [
+        Heartbeat(watchdog, compiles),
         *account,
         Figures(config, context, engine, backends, progress),
         MixtureReport(config, data, plan, backends, progress),
         Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
-        Checkpoints(config, context, engine),
+        Checkpoints(config, context, engine, watchdog.sign),
     ]
 
 

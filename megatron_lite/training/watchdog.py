@@ -18,7 +18,7 @@ from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.utils.errors import HANG
 
 LONGER_SECONDS = 1800.0
-"""What is no ordinary step may be silent at least this long: compiling, a checkpoint on a slow disk."""
+"""What nobody can give signs in may be silent at least this long: compiling, waiting for others' disks."""
 
 POLL_SECONDS = 2.0
 """How often the threads look, at most; one small message a rank to the store on rank 0."""
@@ -46,10 +46,11 @@ class Sign(NamedTuple):
 class Watchdog:
     """Watches over this rank, and hears of the others; a context manager, within the run's process group.
 
-    The rank gives a sign of life at every step (:meth:`sign`); that costs one assignment. A thread counts the
-    seconds since the last one. When they are too many, it tells the other ranks through the process group's
-    store; each writes the Python stacks of all its threads to standard error, every line with its rank, and
-    ends with status HANG. Ranks that wait in a collective for the one that hangs show their stacks, too.
+    The rank gives a sign of life at every step, at every micro-batch and at every write of a checkpoint
+    (:meth:`sign`, :meth:`alive`); that costs one assignment. A thread counts the seconds since the last one.
+    When they are too many, it tells the other ranks through the process group's store; each writes the Python
+    stacks of all its threads to standard error, every line with its rank, and ends with status HANG. Ranks
+    that wait in a collective for the one that hangs show their stacks, too.
 
     Where no thread of ours gets to run, because C code holds the interpreter's lock, the stacks come from
     ``faulthandler``: on SIGUSR1, which our launcher sends to a rank that does not end, or by a timer.
@@ -87,14 +88,18 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def sign(self, doing: str, longer: bool = False) -> None:
-        """Give a sign of life; ``longer`` when what follows is no ordinary step."""
+        """Give a sign of life; ``longer`` when none can come for longer than ``timeout``."""
         self._sign = Sign(doing, self._longer if longer else self._timeout)
+
+    def alive(self, *_: object) -> None:
+        """Give a sign of life that says nothing new; any arguments, so that it can be a hook of a module."""
+        self._sign = Sign(*self._sign)
 
     def signing(self, function: Callable[P, R]) -> Callable[P, R]:
         """``function``, each call of which is a sign of life."""
 
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            self._sign = Sign(*self._sign)
+            self.alive()
             return function(*args, **kwargs)
 
         return run

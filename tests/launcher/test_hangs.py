@@ -15,6 +15,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from megatron_lite.checkpoint import files
+from megatron_lite.checkpoint.signs import Relay
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import watchdog as module
 from megatron_lite.training.watchdog import Watchdog
@@ -62,34 +64,60 @@ def test_every_rank_shows_its_stack_wherever_it_hangs() -> None:
     assert re.search(r"rank [01] ended with exit status 124: a rank hangs", run.stderr)
 
 
-def hang_in_step_3(folder: Path) -> None:
-    """Two ranks of a real run, of which one does not come back from its third step."""
-    from training.training_runs import KEYS, train_rank, write_corpus
+def never_back(*_: object) -> Any:
+    time.sleep(600)
 
+
+def hang_in_step_1() -> None:
     from megatron_lite.training.engine import Engine
 
-    original, steps = Engine.train_step, []
+    Engine.train_step = never_back  # type: ignore[method-assign]
 
-    def train_step(*arguments: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3 and os.environ["RANK"] == "1":
-            time.sleep(600)
-        return original(*arguments)
 
-    Engine.train_step = train_step  # type: ignore[method-assign]
+def hang_in_evaluation() -> None:
+    from megatron_lite.training.engine import Engine
+
+    Engine.eval_loss = never_back  # type: ignore[method-assign]
+
+
+def hang_in_a_save() -> None:
+    """In the second of the rank's two files, as on a file system that is gone."""
+    from megatron_lite.checkpoint import save
+
+    save.optimizer_file = never_back  # type: ignore[assignment]
+
+
+HANGS_OF_RANK_1 = {
+    "step 1": (hang_in_step_1, "run_steps", "step 1"),
+    "evaluation": (hang_in_evaluation, "_mean_loss", "what follows step 2"),
+    "save": (hang_in_a_save, "_write_rank", r"writing \S+/weights_00001\.safetensors"),
+}
+"""(what makes it hang, a function that its stack must show, what it says it was doing)"""
+
+
+def hanging_rank(what: str, folder: Path) -> None:
+    """Two ranks of a real run, of which the second does not come back from ``what``."""
+    from training.training_runs import KEYS, train_rank, write_corpus
+
+    if os.environ["RANK"] == "1":
+        HANGS_OF_RANK_1[what][0]()
     own = folder / os.environ["RANK"]
     own.mkdir()
-    keys = {**KEYS, "data_path": str(write_corpus(own)), "run_dir": str(folder), "distributed_timeout": 2}
-    train_rank(keys, 2)
+    keys = {**KEYS, "data_path": str(write_corpus(own)), "run_dir": str(folder), "distributed_timeout": 5}
+    train_rank({**keys, "eval_interval": 2, "checkpoint_factor": 4}, 2)
 
 
-def test_a_step_of_training_that_hangs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", HANGS_OF_RANK_1)
+def test_a_rank_that_hangs_in_a_run(what: str, tmp_path: Path) -> None:
+    """Whoever speaks first (a rank that waits may), both ranks show where they are."""
     with pytest.raises(AssertionError) as caught:
-        run_ranks(hang_in_step_3, 2, tmp_path, timeout=100)
+        run_ranks(hanging_rank, 2, what, tmp_path, timeout=100)
     report = str(caught.value)
-    assert re.search(r"\[rank 1\] .*in step 3\b", report)
-    assert re.search(r"\[rank 1\] .*in train_step", report)
-    assert re.search(r"\[rank 0\] .*in all_reduce", report)
+    _, function, doing = HANGS_OF_RANK_1[what]
+    assert re.search(rf"^\[rank 1\] .*in {doing}\. Its Python stacks:$", report, re.MULTILINE)
+    assert re.search(rf"^\[rank 1\] .*in {function}$", report, re.MULTILINE)
+    assert re.search(r"^\[rank 1\] .*in never_back$", report, re.MULTILINE)
+    assert re.search(r"^\[rank 0\] .*in all_reduce$", report, re.MULTILINE)
 
 
 class Ticks:
@@ -128,17 +156,53 @@ def test_slow_is_not_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
         for step in range(3):
             yield lambda step=step: watchdog.sign(f"step {step}")
             yield from nothing(9)
-        yield lambda: watchdog.sign("evaluation", longer=True)
-        for _ in range(3):
+        yield lambda: watchdog.sign("what takes longer", longer=True)
+        for alive in (watchdog.alive, fetch, watchdog.alive):
             yield from nothing(1700)
-            yield fetch
+            yield alive
 
     assert told(monkeypatch, actions) == []
 
 
+def test_a_slow_disk_is_not_a_hang_unless_no_byte_arrives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The signs of a real file of 10,000 bytes, given as a disk of 100 bytes a second would have them."""
+    monkeypatch.setattr(files, "WRITTEN", 900)
+    monkeypatch.setattr(files, "FLUSHED", 2000)
+    signs: list[Any] = []
+    path = tmp_path / "weights"
+    entry = files.write_file(
+        path, [files.item_of("a", torch.rand(2500))], {}, lambda *sign: signs.append(sign)
+    )
+    files.check_file(tmp_path, entry)
+
+    def actions(watchdog: Watchdog) -> Iterator[Callable[[], object]]:
+        for sign in signs:
+            yield lambda sign=sign: watchdog.sign(*sign)
+            yield from nothing(9)
+        yield from nothing(2)
+
+    assert len(signs) == 1 + -(-10_000 // 900)
+    assert told(monkeypatch, actions) == [f"no sign of life for 11 s in writing {path}"]
+
+
+def test_a_thread_s_signs_count_while_it_is_awaited() -> None:
+    """Also the last one from before: the thread may be waiting, for longer than a rank may be silent."""
+    heard: list[Any] = []
+    relay = Relay(lambda *sign: heard.append(sign))
+    relay("writing")
+    relay("waiting", longer=True)
+    assert heard == []
+    with relay.awaited():
+        relay("writing on")
+    relay("writing more")
+    assert heard == [("waiting", True), ("writing on", False)]
+
+
 def test_silence_in_a_step_is_told_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     def actions(watchdog: Watchdog) -> Iterator[Callable[[], object]]:
-        yield lambda: watchdog.sign("evaluation", longer=True)
+        yield lambda: watchdog.sign("what takes longer", longer=True)
         yield from nothing(100)
         yield lambda: watchdog.sign("step 5")
         yield from nothing(11)

@@ -23,5 +23,6 @@ class TrainingSection(Section):
     exit_interval: Positive | None = None
     """Save and exit after a step divisible by this."""
     distributed_timeout: Positive = 1800
-    """Seconds that a step may take; then every rank shows its Python stack and the run ends. The start, the
-    first step, evaluation and saving may be silent for half an hour, or for this if it is more."""
+    """Seconds that a rank may give no sign of life; then every rank shows its Python stack and the run ends.
+    Signs are each step, each micro-batch, in a save each 16 MiB. The start, a first step on an accelerator or
+    with `torch_compile`, and waiting for the others' disks may take half an hour, or this if it is more."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_lite.checkpoint import save_checkpoint
 from megatron_lite.checkpoint.background import BackgroundSaver
+from megatron_lite.checkpoint.signs import Sign
 from megatron_lite.config import Config
 from megatron_lite.config.sections.checkpoint import CheckpointSection
 from megatron_lite.parallel.context import ParallelContext
@@ -18,15 +19,17 @@ class Checkpoints(Hook):
     """Saves into the folder ``save`` at the steps of :func:`is_due`, and after the last step.
 
     With ``async_save`` the bytes reach the disk while the next steps run; a save waits for the one before it,
-    and the end of the run for the last one. One that failed ends the run at the next step.
+    and the end of the run for the last one. One that failed ends the run at the next step. ``sign`` is told
+    that the rank lives while it saves.
     """
 
-    def __init__(self, config: Config, context: ParallelContext, engine: Engine) -> None:
+    def __init__(self, config: Config, context: ParallelContext, engine: Engine, sign: Sign) -> None:
         self._config = config
         self._context = context
         self._engine = engine
+        self._sign = sign
         self._saved_step: int | None = None
-        self._background = BackgroundSaver(context) if config.checkpoint.async_save else None
+        self._background = BackgroundSaver(context, sign) if config.checkpoint.async_save else None
 
     def begin(self, state: TrainState) -> None:
         """A run that has nothing left to do has nothing to save."""
@@ -58,9 +61,10 @@ class Checkpoints(Hook):
         what = (self._engine.deepspeed, state.to_dict(), self._config.flat())
         with state.aside():
             if self._background is None:
-                _tell(save_checkpoint(folder, state.step, *what, self._context, last))
+                _tell(save_checkpoint(folder, state.step, *what, self._context, last, self._sign))
             else:
                 _tell(self._background.start(folder, state.step, *what, last))
+        self._sign(f"what follows saving step {state.step}")
         self._saved_step = state.step
 
 

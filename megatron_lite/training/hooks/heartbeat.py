@@ -10,15 +10,16 @@ from megatron_lite.training.watchdog import Watchdog
 class Heartbeat(Hook):
     """Tells ``watchdog`` where the run is. The first hook: what the others do after a step comes after it."""
 
-    def __init__(self, watchdog: Watchdog) -> None:
+    def __init__(self, watchdog: Watchdog, compiles: bool) -> None:
+        """``compiles``: the first step does."""
         self._watchdog = watchdog
-        self._is_first = True
+        self._compiles = compiles
 
     def before_step(self, state: TrainState) -> None:
-        """A step begins; the first one compiles and allocates."""
-        self._watchdog.sign(f"step {state.step + 1}", longer=self._is_first)
-        self._is_first = False
+        """A step begins."""
+        self._watchdog.sign(f"step {state.step + 1}", longer=self._compiles)
+        self._compiles = False
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
-        """Figures, evaluation, saving follow."""
-        self._watchdog.sign(f"what follows step {state.step}", longer=True)
+        """Figures, evaluation, saving follow; the last two give signs of their own."""
+        self._watchdog.sign(f"what follows step {state.step}")
