@@ -32,7 +32,8 @@ def attention_kinds(pattern: list[Any] | None, num_layers: int) -> tuple[str, ..
 
 
 def attention_windows(kinds: tuple[str, ...], width: int | None) -> tuple[int | None, ...]:
-    """How many keys each layer sees; None: all. `width` is for local layers, without such for all layers."""
+    """How many keys each layer sees on one side of a query, its own included; None: all. `width` is for local
+    layers, without such for all layers."""
     all_local = "local" not in kinds
     return tuple(width if all_local or kind == "local" else None for kind in kinds)
 

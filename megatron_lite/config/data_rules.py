@@ -11,7 +11,7 @@ TRAINING_DATA = ("data_path", "train_data_paths", "datasets")
 
 
 def check_data(keys: Keys) -> dict[str, Any]:
-    """Refuse keys of the data that do not agree. Nothing follows from them."""
+    """Refuse keys of the data that do not agree; the direction of attention follows from what is learned."""
     named = [key for key in TRAINING_DATA if keys.get(key)]
     if len(named) > 1:
         raise Contradiction(f"{' and '.join(named)} both name the training data: keep one", *named)
@@ -20,6 +20,7 @@ def check_data(keys: Keys) -> dict[str, Any]:
         _check_labels(keys, split)
     _check_whole_documents(keys)
     _check_objective(keys)
+    _check_direction(keys)
     _check_schedule(keys)
     if keys.get("weight_by_num_documents") and "data_temperature" in keys:
         raise Contradiction(
@@ -27,7 +28,7 @@ def check_data(keys: Keys) -> dict[str, Any]:
             "weight_by_num_documents",
             "data_temperature",
         )
-    return {}
+    return {"causal": not keys.get("mlm_training", False)}
 
 
 def _check_weights(keys: Keys, split: str) -> None:
@@ -107,6 +108,24 @@ def _check_objective(keys: Keys) -> None:
             "than 1: lower them",
             "mlm_same_token_prob",
             "mlm_random_token_prob",
+        )
+
+
+def _check_direction(keys: Keys) -> None:
+    """Attention's direction follows from what is learned; it may be said again, not otherwise."""
+    hidden, causal = keys.get("mlm_training", False), keys.get("causal")
+    if causal is False and not hidden:
+        raise Contradiction(
+            "causal: false would show each token the next one, which it is to foretell: set mlm_training or "
+            "remove causal",
+            "causal",
+        )
+    if causal and hidden:
+        raise Contradiction(
+            "mlm_training finds tokens from both sides, and causal: true hides one: remove causal or "
+            "mlm_training",
+            "causal",
+            "mlm_training",
         )
 
 

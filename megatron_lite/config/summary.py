@@ -59,6 +59,7 @@ def _model(config: Config, parameters: int | None, active: int | None) -> str:
         f"{model.activation} MLP of {model.ffn_size}",
         _experts(config),
         positions,
+        "" if model.causal else "attention in both directions",
         _windows(model.attention_windows),
         model.norm,
         "parallel residual" if model.gpt_j_residual else "",

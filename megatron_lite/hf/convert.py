@@ -33,6 +33,11 @@ def choose_family(config: Config) -> Family:
     Raises:
         ConfigError: none can; the reasons are told.
     """
+    if not config.model.causal:
+        raise ConfigError(
+            "no Hugging Face family here has attention in both directions (mlm_training): use the checkpoint "
+            "itself, or export a model that was trained without mlm_training"
+        )
     refusals = []
     for family in FAMILIES.values():
         reasons = list(family.reasons_against(config))

@@ -11,9 +11,10 @@ Figures are plain floats under slash names, the same on the terminal and in ever
 ``speed/tokens_per_second`` of the whole run, all ranks
 ``speed/mfu``              share of the devices' peak, 0 to 1
 ``memory/bytes``           in use on rank 0
-``valid/loss``             evaluation loss, nats a token
+``valid/loss``             evaluation loss, nats a token (with ``mlm_training``, a hidden one)
 ``valid/perplexity``       its exponential
-``valid/bits_per_byte``    its equivalent per byte of text, independent of the tokenizer
+``valid/bits_per_byte``    its equivalent per byte of text, independent of the tokenizer (not with
+                           ``mlm_training``)
 =========================  ===============================================================
 """
 

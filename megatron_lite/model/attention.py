@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 class Attention(nn.Module):
-    """Causal softmax attention, queries grouped (Ainslie et al., arXiv 2305.13245).
+    """Softmax attention, queries grouped (Ainslie et al., arXiv 2305.13245).
 
-    Over all earlier tokens of the document, or over the last ones of them (Beltagy et al., arXiv 2004.05150).
+    Over all earlier tokens of the document, in both directions over all its tokens (Devlin et al., arXiv
+    1810.04805); or over the near ones of them (Beltagy et al., arXiv 2004.05150).
     One matrix makes queries, keys and values. Its rows are, for each key head: the query heads that share it,
     then the key head, then the value head; with as many key heads as query heads this is GPT-NeoX's order.
     Each rank of the tensor axis has some of the heads.
@@ -41,6 +42,7 @@ class Attention(nn.Module):
         self.queries_per_key = config.num_attention_heads // self.tensor.size // self.kv_heads
         self.dropout = config.attention_dropout
         self.backend = config.attention_backend
+        self.causal = config.causal
         self.window = config.attention_windows[index]
         inner, bias = config.num_attention_heads * config.head_size, config.use_bias_in_attn_linear
         self.query_key_value = query_key_value(config, factory.child("query_key_value"))
@@ -80,14 +82,14 @@ class Attention(nn.Module):
         length = places.length if places else q.shape[2]
         window = None if self.window is None or self.window >= length else self.window
         if places is None:
-            return run(q, k, v, dropout, window, None)
+            return run(q, k, v, dropout, self.causal, window, None)
         context = places.context
         if context.size == 1:
-            return run(q, k, v, dropout, window, places.documents)
+            return run(q, k, v, dropout, self.causal, window, places.documents)
         if context.ring:
-            return ring_attention(q, k, v, dropout, window, places)
+            return ring_attention(q, k, v, dropout, self.causal, window, places)
         whole = whole_sequences(q, k, v, context.axis)
-        return own_tokens(run(*whole, dropout, window, places.documents), context.axis)
+        return own_tokens(run(*whole, dropout, self.causal, window, places.documents), context.axis)
 
     def _heads(
         self, x: torch.Tensor, rotation: Rotation | None

@@ -15,6 +15,7 @@ from megatron_lite.model.kernels import choose_kernel
 from megatron_lite.model.places import Places
 from megatron_lite.model.recompute import run_layers, run_recomputing
 from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from megatron_lite.config import Config
@@ -46,6 +47,8 @@ def layer_plans(config: ModelSection, factory: ParameterFactory) -> list[LayerPl
 class GPT(nn.Module):
     """A decoder-only transformer: ``layers`` is [Embedding, num_layers Blocks, FinalNorm, Head].
 
+    Where attention is not causal it is an encoder, like BERT, of the same parts.
+
     Each layer maps one tensor to one tensor, so that a pipeline can cut the list anywhere.
     """
 
@@ -75,8 +78,17 @@ class GPT(nn.Module):
         return run_layers(layers, tokens, None, places)
 
     def new_cache(self, batch: int, max_length: int, starts: torch.Tensor | None = None) -> KVCache:
-        """An empty :class:`KVCache` for ``batch`` rows of up to ``max_length`` tokens."""
+        """An empty :class:`KVCache` for ``batch`` rows of up to ``max_length`` tokens.
+
+        Raises:
+            ConfigError: the model sees what follows, and so cannot continue a text.
+        """
         weight, config = self.layers[0].weight, self.config
+        if not config.causal:
+            raise ConfigError(
+                "this model was trained to find hidden tokens (mlm_training), from both sides, and cannot "
+                "write: to continue texts, train one without mlm_training (finetune begins with its weights)"
+            )
         assert isinstance(weight, torch.Tensor)
         return KVCache(
             config.num_layers, batch, config.num_kv_heads, max_length, config.head_size,

@@ -1,9 +1,9 @@
 """Attention kernels: the portable one and the fast one, chosen by what is present.
 
-A kernel computes softmax(q kᵀ / √d) v, causal, with grouped-query attention: ``q [b, heads, s, d]``,
-``k`` and ``v [b, kv_heads, s, d]`` with any strides but a contiguous last dimension → [b, heads, s, d].
-Query head i reads the key head i // (heads / kv_heads). With a ``window`` a query sees as many keys, its own
-the last of them; with ``documents`` those of its own document.
+A kernel computes softmax(q kᵀ / √d) v with grouped-query attention: ``q [b, heads, s, d]``, ``k`` and
+``v [b, kv_heads, s, d]`` with any strides but a contiguous last dimension → [b, heads, s, d]. Query head i
+reads the key head i // (heads / kv_heads). A ``causal`` query sees the keys up to its own, any other all of
+them; with a ``window`` those less than so many places away; with ``documents`` those of its own document.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from megatron_lite.model.places import Documents
 from megatron_lite.model.tiled import tiled_attention
 from megatron_lite.utils.errors import ConfigError
 
-Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int | None, Documents | None], torch.Tensor]
-"""(q, k, v, dropout probability, window, documents) → output."""
+Run = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, float, bool, int | None, Documents | None], torch.Tensor
+]
+"""(q, k, v, dropout probability, causal, window, documents) → output."""
 
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """One implementation of causal attention.
+    """One implementation of attention.
 
     Attributes:
         run: what computes it.
@@ -38,20 +40,21 @@ class AttentionKernel:
     needs: str
 
 
-def causal_sdpa(
+def sdpa_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     dropout: float,
+    causal: bool,
     window: int | None = None,
     documents: Documents | None = None,
 ) -> torch.Tensor:
     """torch's scaled_dot_product_attention over whole sequences, or its kernels tile by tile."""
     if window is None and documents is None:
         return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
-    return tiled_attention(q, k, v, dropout, window, documents)
+    return tiled_attention(q, k, v, dropout, causal, window, documents)
 
 
 def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -59,26 +62,28 @@ def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.T
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def causal_flash(
+def flash_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     dropout: float,
+    causal: bool,
     window: int | None = None,
     documents: Documents | None = None,
 ) -> torch.Tensor:
     """The flash-attn package (Dao, arXiv 2307.08691), whose layout is [b, s, heads, d] and GQA is native."""
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 
-    seen = (-1, -1) if window is None else (window - 1, 0)
+    seen = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     if documents is None:
-        out = flash_attn_func(q, k, v, dropout, causal=True, window_size=seen)
+        out = flash_attn_func(q, k, v, dropout, causal=causal, window_size=seen)
         return out.transpose(1, 2)
     rows, length = q.shape[:2]
     packed = [each.flatten(0, 1) for each in (q, k, v)]
     ends = documents.cumulative
-    out = flash_attn_varlen_func(*packed, ends, ends, length, length, dropout, causal=True, window_size=seen)
+    options = {"causal": causal, "window_size": seen}
+    out = flash_attn_varlen_func(*packed, ends, ends, length, length, dropout, **options)
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
@@ -93,9 +98,9 @@ def flash_serves(device_type: str, dtype: torch.dtype) -> bool:
 
 ATTENTION_KERNELS: dict[str, AttentionKernel] = {
     "flash_attn": AttentionKernel(
-        causal_flash, flash_serves, "the flash-attn package, a CUDA device and fp16 or bf16"
+        flash_attention, flash_serves, "the flash-attn package, a CUDA device and fp16 or bf16"
     ),
-    "sdpa": AttentionKernel(causal_sdpa, lambda device_type, dtype: True, "nothing"),
+    "sdpa": AttentionKernel(sdpa_attention, lambda device_type, dtype: True, "nothing"),
 }
 """``attention_backend`` → kernel, the preferred first. To add one: a line here."""
 

@@ -60,21 +60,24 @@ def _mask(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
     distance = torch.arange(shape.keys, device=device) - torch.arange(shape.queries, device=device)[:, None]
     distance -= shape.keys - shape.queries
     hidden = torch.zeros_like(distance, dtype=torch.bool)
-    if shape.causal:
-        hidden |= distance > 0
     if shape.left is not None:
         hidden |= distance < -shape.left
+    if shape.right is not None:
+        hidden |= distance > shape.right
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
 
 
 def _cpu_knows(shape: Shape) -> bool:
     """Squares with a diagonal and rectangles without a border; the rest is cut and masked."""
-    return shape.left is None and (not shape.causal or shape.queries == shape.keys)
+    if shape.left is not None:
+        return False
+    return shape.right is None or (shape.right == 0 and shape.queries == shape.keys)
 
 
 def _cpu_blocks(shape: Shape) -> Iterator[tuple[slice, slice, Shape]]:
     """Few queries where the window is small, since a block has as many keys more as the window."""
-    return blocks(shape, BLOCK if shape.left is None else max(32, min(BLOCK, shape.left + 1)))
+    reach = max(border for border in (shape.left, shape.right) if border is not None)
+    return blocks(shape, max(32, min(BLOCK, reach + 1)))
 
 
 def _cpu_forward(
@@ -82,7 +85,7 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor, Drawn]:
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if _cpu_knows(shape):
-        return *run(q, k, v, 0.0, shape.causal), 0
+        return *run(q, k, v, 0.0, shape.right == 0), 0
     outs, logs = [], []
     for rows, columns, part in _cpu_blocks(shape):
         mask = _mask(part, q.dtype, q.device)
@@ -98,7 +101,7 @@ def _cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     if _cpu_knows(shape):
-        return run(grad, q, k, v, out, log, 0.0, shape.causal)
+        return run(grad, q, k, v, out, log, 0.0, shape.right == 0)
     grad_q = []
     grad_k, grad_v = (torch.zeros_like(each, dtype=log.dtype) for each in (k, v))
     for rows, columns, part in _cpu_blocks(shape):
@@ -119,8 +122,7 @@ def _cuda_forward(
 ) -> tuple[Tensor, Tensor, Drawn]:
     out, log, drawn, _, _ = torch.ops.aten._flash_attention_forward(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, None, shape.queries, shape.keys,
-        dropout, shape.causal, False, window_size_left=shape.left,
-        window_size_right=0 if shape.causal else None,
+        dropout, shape.right == 0, False, window_size_left=shape.left, window_size_right=shape.right,
     )  # fmt: skip
     return out.transpose(1, 2), log, drawn
 
@@ -132,8 +134,8 @@ def _cuda_backward(
     unused = torch.empty(0, dtype=torch.int64, device=q.device)
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         grad.transpose(1, 2), q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out.transpose(1, 2),
-        log.contiguous(), None, None, shape.queries, shape.keys, dropout, shape.causal, drawn, unused,
-        window_size_left=shape.left, window_size_right=0 if shape.causal else None,
+        log.contiguous(), None, None, shape.queries, shape.keys, dropout, shape.right == 0, drawn, unused,
+        window_size_left=shape.left, window_size_right=shape.right,
     )  # fmt: skip
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 

@@ -28,26 +28,33 @@ def tiled_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     dropout: float,
+    causal: bool,
     window: int | None,
     documents: Documents | None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v over the last ``window`` tokens of each token's document.
+    """softmax(q kᵀ / √d) v, where each token sees of its document what ``causal`` and ``window`` say.
 
     ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` → [b, heads, s, d]. Kept for the backward:
     these, the output, and a number for each head and query.
     """
-    plan = whole_plan(q.shape[2], documents.bounds if documents else None, window)
+    plan = whole_plan(q.shape[2], documents.bounds if documents else None, window, causal)
     return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), ALONE)
 
 
 @torch.compiler.disable
 def ring_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, window: int | None, places: Places
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    causal: bool,
+    window: int | None,
+    places: Places,
 ) -> torch.Tensor:
     """The same by the ranks that share sequences, each with the tokens that ``places.context`` gives it."""
     axis = places.context.axis
     bounds = places.documents.bounds if places.documents else None
-    plan = ring_plan(places.length, axis.size, axis.rank, bounds, window)
+    plan = ring_plan(places.length, axis.size, axis.rank, bounds, window, causal)
     return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), axis)
 
 
@@ -70,7 +77,7 @@ class _TiledAttention(torch.autograd.Function):
         axis: Axis,
     ) -> torch.Tensor:
         kernel, exact = tile_kernel(q, dropout), torch.promote_types(q.dtype, torch.float32)
-        merges = any(not tile.shape.causal for step in plan for tile in step.tiles)
+        merges = any(not tile.diagonal for step in plan for tile in step.tiles)
         out = torch.empty(q.shape, dtype=exact if merges else q.dtype, device=q.device)
         log = torch.empty(q.shape[:3], dtype=exact, device=q.device)
         drawn: list[Drawn] = []
@@ -86,7 +93,7 @@ class _TiledAttention(torch.autograd.Function):
                     q[own], at_hand[0][part], at_hand[1][part], tile.shape, dropout, own_seed
                 )
                 drawn.append(source)
-                if tile.shape.causal:
+                if tile.diagonal:
                     out[own], log[own] = more, more_log
                 else:
                     _merge(out[own], log[own], more, more_log)

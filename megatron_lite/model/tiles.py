@@ -1,17 +1,18 @@
 """Which queries see which keys, as rectangles: attention's mask without a mask.
 
-A token sees its own document's tokens up to itself, and of them the last ``window`` where there is one. What
-the queries of a rank see is cut into tiles, each a rectangle of scores with at most two straight borders,
-which kernels know how to compute: no matrix of all pairs is ever made.
+A token sees its own document's tokens, those up to itself or, in both directions, all of them; where there
+is a ``window``, only those less than so many places away. What the queries of a rank see is cut into tiles,
+each a rectangle of scores with at most two straight borders, which kernels know how to compute: no matrix of
+all pairs is ever made.
 
-A tile's borders are aligned to its lower right corner, as in flash-attn (``left`` is its window_size)::
+A tile's borders are aligned to its lower right corner, as in flash-attn (its window_size is left, right)::
 
-              keys           keys             keys              keys
-    queries   x . . .        x . . .          x x x x           x x x
-              x x . .        x x . .          x x x x           . x x
-              x x x .        . x x .
-              x x x x        . . x x
-              causal         causal, left 1   everything        left 1
+              keys         keys                keys                keys        keys
+    queries   x . . .      x . . .             x x . .             x x x x     x x x
+              x x . .      x x . .             x x x .             x x x x     . x x
+              x x x .      . x x .             . x x x
+              x x x x      . . x x             . . x x
+              right 0      left 1, right 0     left 1, right 1     neither     left 1
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Shape:
     Attributes:
         queries: m.
         keys: n.
-        causal: ... if y <= x + n - m.
-        left: ... and y >= x + n - m - left; None: from the first.
+        left: ... if y >= x + n - m - left; None: from the first.
+        right: ... and y <= x + n - m + right; None: to the last. 0 is what kernels call causal.
     """
 
     queries: int
     keys: int
-    causal: bool
     left: int | None
+    right: int | None
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,15 @@ class Tile:
         rows: of the micro-batch.
         queries: of this rank.
         keys: of those at hand in the tile's step.
-        shape: what is seen in it. Causal tiles lie on the diagonal: each query is in exactly one of them.
+        shape: what is seen in it.
+        diagonal: whether its keys are those of its queries. Each query is in exactly one such tile.
     """
 
     rows: slice
     queries: slice
     keys: slice
     shape: Shape
+    diagonal: bool
 
 
 @dataclass(frozen=True)
@@ -81,53 +84,61 @@ class Step:
 
 
 @lru_cache(maxsize=64)  # all layers of a micro-batch ask for the same few, and ask again when recomputed
-def whole_plan(length: int, bounds: Bounds | None, window: int | None) -> tuple[Step, ...]:
+def whole_plan(length: int, bounds: Bounds | None, window: int | None, causal: bool) -> tuple[Step, ...]:
     """The one step of attention over whole sequences; ``bounds`` of their documents, None: one a row."""
     everything = slice(0, length)
-    tiles = _tiles([range(length)], [range(length)], bounds, window)
+    tiles = _tiles([range(length)], [range(length)], bounds, window, causal)
     return (Step(tiles, 0, 0, everything, everything),)
 
 
 @lru_cache(maxsize=64)
 def ring_plan(
-    length: int, ranks: int, rank: int, bounds: Bounds | None, window: int | None
+    length: int, ranks: int, rank: int, bounds: Bounds | None, window: int | None, causal: bool
 ) -> tuple[Step, ...]:
     """What ``rank`` of ``ranks`` does in ring attention over sequences of ``length``.
 
     In step t it works on the keys of the rank t places before it, which sends of them what is seen here and
-    nothing else: often half of them, with windows or short documents less or none.
+    nothing else: if causal often half of them, with windows or short documents less or none.
     """
     runs = [token_runs(length, ranks, each, ring=True) for each in range(ranks)]
     own = slice(0, length // ranks)
-    steps = [Step(_tiles(runs[rank], runs[rank], bounds, window), rank, rank, own, own)]
+    steps = [Step(_tiles(runs[rank], runs[rank], bounds, window, causal), rank, rank, own, own)]
     for distance in range(1, ranks):
         origin, to = (rank - distance) % ranks, (rank + distance) % ranks
-        tiles = _tiles(runs[rank], runs[origin], bounds, window)
+        tiles = _tiles(runs[rank], runs[origin], bounds, window, causal)
         received = _span(tiles)
-        sent = _span(_tiles(runs[to], runs[rank], bounds, window))
+        sent = _span(_tiles(runs[to], runs[rank], bounds, window, causal))
         steps.append(Step(_shifted(tiles, received.start), origin, to, received, sent))
     return tuple(steps)
 
 
 def blocks(shape: Shape, most: int) -> Iterator[tuple[slice, slice, Shape]]:
     """``shape`` in runs of at most ``most`` queries, each with the keys that it sees and its own shape."""
-    m, n, left = shape.queries, shape.keys, shape.left
+    m, n, left, right = shape.queries, shape.keys, shape.left, shape.right
     for first in range(0, m, most):
         last = min(first + most, m)
         begin = 0 if left is None else max(0, first + n - m - left)
-        end = last + n - m if shape.causal else n
-        rest = None if left is None else left + (0 if shape.causal else m - last)
-        part = _shape(last - first, end - begin, shape.causal, rest)
+        end = n if right is None else min(n, last + n - m + right)
+        moved = end - (last + n - m)  # the corner of the part, from where the whole one's borders put it
+        part = _shape(
+            last - first, end - begin,
+            None if left is None else left + moved, None if right is None else right - moved,
+        )  # fmt: skip
         yield slice(first, last), slice(begin, end), part
 
 
-def _shape(queries: int, keys: int, causal: bool, left: int | None) -> Shape:
-    """A shape whose ``left`` is None where it hides nothing."""
-    return Shape(queries, keys, causal, None if left is not None and left >= keys - 1 else left)
+def _shape(queries: int, keys: int, left: int | None, right: int | None) -> Shape:
+    """A shape whose borders are None where they hide nothing."""
+    return Shape(
+        queries,
+        keys,
+        None if left is not None and left >= keys - 1 else left,
+        None if right is not None and right >= queries - 1 else right,
+    )
 
 
 def _tiles(
-    queries: Sequence[range], keys: Sequence[range], bounds: Bounds | None, window: int | None
+    queries: Sequence[range], keys: Sequence[range], bounds: Bounds | None, window: int | None, causal: bool
 ) -> tuple[Tile, ...]:
     """The tiles between runs of places, those on the diagonal first."""
     longest = max(run.stop for run in (*queries, *keys))
@@ -141,26 +152,32 @@ def _tiles(
         for document in map(range, places[:-1], places[1:]):
             for query_run, query_offset in _with_offsets(queries):
                 for key_run, key_offset in _with_offsets(keys):
-                    seen = _seen(_overlap(query_run, document), _overlap(key_run, document), window)
+                    own, theirs = _overlap(query_run, document), _overlap(key_run, document)
+                    seen = _seen(own, theirs, window, causal)
                     if seen:
-                        own, theirs, shape = seen
-                        tiles.append(Tile(row, _moved(own, query_offset), _moved(theirs, key_offset), shape))
-    return tuple(sorted(tiles, key=lambda tile: not tile.shape.causal))
+                        places_seen = _moved(seen[0], query_offset), _moved(seen[1], key_offset)
+                        tiles.append(Tile(row, *places_seen, seen[2], own == theirs))
+    return tuple(sorted(tiles, key=lambda tile: not tile.diagonal))
 
 
-def _seen(queries: range, keys: range, window: int | None) -> tuple[range, range, Shape] | None:
+def _seen(queries: range, keys: range, window: int | None, causal: bool) -> tuple[range, range, Shape] | None:
     """What ``queries`` see of ``keys``, places in one document: the same ones, or others."""
-    if not queries or not keys or keys.start > queries.start:
+    if not queries or not keys or (causal and keys.start > queries.start):
         return None
-    causal = keys == queries
-    if window is None:
-        return queries, keys, Shape(len(queries), len(keys), causal, None)
-    keys = range(max(keys.start, queries.start - window + 1), keys.stop)
-    queries = range(queries.start, min(queries.stop, keys.stop - 1 + window))
+    if window is not None:
+        near = range(max(keys.start, queries.start - window + 1), min(keys.stop, queries.stop + window - 1))
+        queries = range(
+            max(queries.start, keys.start - window + 1), min(queries.stop, keys.stop + window - 1)
+        )
+        keys = near
     if not queries or not keys:
         return None
-    left = keys.stop - queries.stop + window - 1
-    return queries, keys, _shape(len(queries), len(keys), causal, left)
+    beyond = keys.stop - queries.stop
+    left = None if window is None else window - 1 + beyond
+    right = None if window is None else window - 1 - beyond
+    if causal and keys == queries:
+        right = 0
+    return queries, keys, _shape(len(queries), len(keys), left, right)
 
 
 def _overlap(run: range, document: range) -> range:

@@ -175,7 +175,8 @@ def _heads_or_keys(config: Config) -> float:
     key_heads = max(1, model.num_kv_heads // tensor)
     if config.context_by_ring:
         # Forward the keys and values, backward these again and their gradients.
-        sent = [_ring_keys(model.seq_length, ranks, window) for window in model.attention_windows]
+        length, causal = model.seq_length, model.causal
+        sent = [_ring_keys(length, ranks, window, causal) for window in model.attention_windows]
         passes = 3 + again / model.num_layers
         numbers = passes * 2 * key_heads * model.head_size * sequences * sum(sent)
     else:
@@ -186,11 +187,12 @@ def _heads_or_keys(config: Config) -> float:
     return numbers * element_bytes(config) / _stages(config)
 
 
-def _ring_keys(length: int, ranks: int, window: int | None) -> float:
+def _ring_keys(length: int, ranks: int, window: int | None, causal: bool) -> float:
     """Tokens of a sequence whose keys a rank sends to others, the mean over the ranks; one document a row.
 
     Of 2n chunks rank r has the r-th and the r-th last. A rank sends another what lies between the first and
-    the last token that the other sees: without windows its first half to half of the others, else all.
+    the last token that the other sees: without windows its first half to half of the others, else all; in
+    both directions all.
     """
     chunk = length // (2 * ranks)
     total = 0
@@ -200,9 +202,10 @@ def _ring_keys(length: int, ranks: int, window: int | None) -> float:
             for half, key_chunk in enumerate((origin, 2 * ranks - 1 - origin)):
                 for query_chunk in (to, 2 * ranks - 1 - to):
                     distance = (query_chunk - key_chunk) * chunk  # of the first query from the first key
-                    first = 0 if window is None else max(0, distance - window + 1)
-                    if distance > 0 and first < chunk:
-                        seen += [half * chunk + first, (half + 1) * chunk]
+                    reach = length if window is None else window - 1
+                    first, last = max(0, distance - reach), min(chunk, distance + chunk + reach)
+                    if first < last and (distance > 0 or not causal):
+                        seen += [half * chunk + first, half * chunk + last]
             if seen and to != origin:
                 total += max(seen) - min(seen)
     return total / ranks

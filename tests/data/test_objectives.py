@@ -255,6 +255,8 @@ def test_the_same_window_is_changed_anew_each_time() -> None:
             },
             "more than 1",
         ),
+        ({"mlm_training": True, "mlm_mask_id": 1, "causal": True}, "causal: true hides one"),
+        ({"causal": False}, "set mlm_training"),
     ],
 )
 def test_keys_that_do_not_agree(keys: dict[str, object], reason: str, corpus: Path) -> None:

@@ -200,6 +200,7 @@ def test_wrong_sizes(text: str) -> None:
         ({"gpt_j_tied": True}, "gpt_j_tied"),
         ({"use_bias_in_norms": False}, "use_bias_in_norms"),
         ({"use_bias_in_mlp": False}, "use_bias_in_mlp"),
+        ({"mlm_training": True, "mlm_mask_id": 0}, "both directions"),
     ],
 )
 def test_what_the_family_cannot_express_is_refused(tmp_path: Path, keys: dict[str, Any], word: str) -> None:

@@ -23,8 +23,10 @@ BLOCK = "layers.{}."
 State = dict[str, torch.Tensor]
 
 
-def assert_same_logits(theirs: torch.nn.Module, ours: GPT, weights: State) -> None:
-    """Copy ``weights`` (by our names, each of ours exactly once) and compare."""
+def assert_same_logits(
+    theirs: torch.nn.Module, ours: GPT, weights: State, mask: torch.Tensor | None = None
+) -> None:
+    """Copy ``weights`` (by our names, each of ours exactly once) and compare; ``mask`` is for theirs."""
     parameters = by_name(ours)
     assert parameters.keys() == weights.keys()
     tokens = random_tokens(2, 24)
@@ -32,14 +34,23 @@ def assert_same_logits(theirs: torch.nn.Module, ours: GPT, weights: State) -> No
         for name, parameter in parameters.items():
             assert parameter.shape == weights[name].shape, name
             parameter.copy_(weights[name])
-        expected, logits = theirs.eval()(tokens).logits, ours.eval()(tokens)
+        expected, logits = theirs.eval()(tokens, attention_mask=mask).logits, ours.eval()(tokens)
     assert expected.std() > 0.3
     torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("parallel", [False, True])
-def test_gpt_neox(parallel: bool, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("parallel", "tied", "causal"),
+    [
+        (False, False, True),
+        (False, True, True),
+        (True, False, True),
+        (True, True, True),
+        (True, False, False),
+    ],
+)
+def test_gpt_neox(parallel: bool, tied: bool, causal: bool) -> None:
+    """Attention in both directions is theirs with a mask that hides nothing (what it adds to all scores)."""
     theirs = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=VOCABULARY,
@@ -56,8 +67,11 @@ def test_gpt_neox(parallel: bool, tied: bool) -> None:
     weights = {name.removeprefix("gpt_neox."): value for name, value in theirs.named_parameters()}
     if not tied:
         weights["embed_out.weight"] = weights.pop("lm_head.weight")
-    ours = small_gpt(pos_emb="rotary", rotary_pct=0.25, gpt_j_residual=parallel, no_weight_tying=not tied)
-    assert_same_logits(theirs, ours, weights)
+    keys = {} if causal else {"mlm_training": True, "mlm_mask_id": 0}
+    ours = small_gpt(
+        pos_emb="rotary", rotary_pct=0.25, gpt_j_residual=parallel, no_weight_tying=not tied, **keys
+    )
+    assert_same_logits(theirs, ours, weights, None if causal else torch.zeros(2, 1, 24, 24))
 
 
 def llama_weights(state: State, groups: int) -> State:

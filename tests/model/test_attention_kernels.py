@@ -13,26 +13,27 @@ import torch.nn.functional as F
 from small_models import random_tokens, scatter_weights, small_config, small_gpt
 
 from megatron_lite.model import build_gpt, kernels
-from megatron_lite.model.kernels import ATTENTION_KERNELS, causal_flash, causal_sdpa, choose_kernel
+from megatron_lite.model.kernels import ATTENTION_KERNELS, choose_kernel, flash_attention, sdpa_attention
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.utils.errors import ConfigError
 
 
-def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v, head by head, the future removed."""
+def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """softmax(q kᵀ / √d) v, head by head; if causal, the future removed."""
     out = torch.empty_like(q)
     per_key = q.shape[1] // k.shape[1]
-    future = torch.ones(q.shape[2], q.shape[2]).triu(1).bool()
+    future = torch.ones(q.shape[2], q.shape[2]).triu(1).bool() & causal
     for head in range(q.shape[1]):
         scores = q[:, head] @ k[:, head // per_key].mT / math.sqrt(q.shape[-1])
         out[:, head] = scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, head // per_key]
     return out
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_sdpa_is_the_formula(kv_heads: int) -> None:
+def test_sdpa_is_the_formula(kv_heads: int, causal: bool) -> None:
     q, k, v = torch.randn(2, 6, 9, 8), torch.randn(2, kv_heads, 9, 8), torch.randn(2, kv_heads, 9, 8)
-    torch.testing.assert_close(causal_sdpa(q, k, v, 0.0), formula(q, k, v))
+    torch.testing.assert_close(sdpa_attention(q, k, v, 0.0, causal), formula(q, k, v, causal))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,6 @@ def test_flash_attn_gets_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = Mock(side_effect=flash_attn_func)
     monkeypatch.setitem(sys.modules, "flash_attn", Mock(flash_attn_func=stand_in))
     q = k = v = torch.randn(1, 2, 4, 8)
-    causal_flash(q, k, v, 0.25)
+    flash_attention(q, k, v, 0.25, True)
     assert stand_in.call_args.args[3] == 0.25
     assert stand_in.call_args.kwargs == {"causal": True, "window_size": (-1, -1)}

@@ -15,7 +15,7 @@ from small_models import by_name, random_tokens, scatter_weights, small_gpt
 
 from megatron_lite.model import GPT, token_loss
 from megatron_lite.model.block import Block
-from megatron_lite.model.kernels import causal_flash, causal_sdpa
+from megatron_lite.model.kernels import flash_attention, sdpa_attention
 from megatron_lite.model.places import Documents, Places, places_of
 from megatron_lite.model.tile_kernels import CPU_FLASH, CUDA_FLASH, PLAIN, TileKernel
 from megatron_lite.model.tiles import Shape
@@ -28,6 +28,7 @@ MODELS: list[dict[str, Any]] = [
     {"pos_emb": "learned", "num_kv_heads": 1, "gpt_j_residual": True},
     {"pos_emb": "learned", "sliding_window_width": 4, "checkpoint_activations": True},
     {"pos_emb": "rotary", "sliding_window_width": 3, "attention_config": [[["local", "global"], "all"]]},
+    {"pos_emb": "rotary", "sliding_window_width": 3, "mlm_training": True, "mlm_mask_id": 0},
 ]
 
 
@@ -97,13 +98,15 @@ def test_positions_are_counted_on_unless_they_are_reset() -> None:
     assert (counted[0, 4:] - reset[0, 4:]).abs().amax(-1).min() > 1e-3
 
 
-def seen(window: int | None) -> torch.Tensor:
+def seen(window: int | None, causal: bool) -> torch.Tensor:
     """The mask of all pairs, [b, s, s], by the definition."""
-    place = torch.arange(LENGTH)
-    first = starts_of(BOUNDS)
+    place, first = torch.arange(LENGTH), starts_of(BOUNDS)
+    found = first[:, :, None] == first[:, None]
+    if causal:
+        found &= place <= place[:, None]
     if window is not None:
-        first = first.maximum(place - window + 1)
-    return (place <= place[:, None]) & (place >= first[:, :, None])
+        found &= (place - place[:, None]).abs() < window
+    return found
 
 
 def by_mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -156,26 +159,31 @@ def flash_attn_varlen_func(
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 40])
-@pytest.mark.parametrize("kernel", [causal_sdpa, causal_flash])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", [sdpa_attention, flash_attention])
 def test_kernels_see_what_the_definition_says(
-    kernel: Any, window: int | None, monkeypatch: pytest.MonkeyPatch
+    kernel: Any, causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in = Mock(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
     documents = Documents(BOUNDS, CPU)
-    expected = by_mask(q, k, v, seen(window))
-    torch.testing.assert_close(kernel(q, k, v, 0.0, window, documents), expected)
-    torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, window), expected[1:2])
+    expected = by_mask(q, k, v, seen(window, causal))
+    torch.testing.assert_close(kernel(q, k, v, 0.0, causal, window, documents), expected)
+    torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, causal, window), expected[1:2])
 
 
 SHAPES = [
-    Shape(300, 300, True, None),
-    Shape(300, 300, True, 40),
-    Shape(20, 30, False, None),
-    Shape(290, 300, False, 270),
-    Shape(30, 30, False, 0),
-    Shape(1, 1, True, None),
+    Shape(300, 300, None, 0),
+    Shape(300, 300, 40, 0),
+    Shape(300, 300, 40, 40),
+    Shape(20, 30, None, None),
+    Shape(290, 300, 270, None),
+    Shape(290, 300, None, 270),
+    Shape(300, 290, None, 17),
+    Shape(30, 30, 0, None),
+    Shape(30, 30, None, 0),
+    Shape(1, 1, None, 0),
 ]
 
 
@@ -190,8 +198,8 @@ def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
     )
     distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
     mask = torch.ones(m, n, dtype=torch.bool)
-    if shape.causal:
-        mask &= distance <= 0
+    if shape.right is not None:
+        mask &= distance <= shape.right
     if shape.left is not None:
         mask &= distance >= -shape.left
     expected = by_mask(q, k, v, mask[None])

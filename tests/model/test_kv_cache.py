@@ -9,6 +9,7 @@ import torch
 from small_models import random_tokens, scatter_weights, small_gpt
 
 from megatron_lite.model import GPT
+from megatron_lite.utils.errors import ConfigError
 
 LENGTH = 23
 MODELS: list[dict[str, Any]] = [
@@ -78,3 +79,8 @@ def test_more_tokens_than_room() -> None:
     gpt = small_gpt()
     with pytest.raises(AssertionError, match="cache for 4"), torch.no_grad():
         gpt(random_tokens(1, 5), gpt.new_cache(1, max_length=4))
+
+
+def test_a_model_that_sees_both_sides_has_no_cache() -> None:
+    with pytest.raises(ConfigError, match="cannot write: to continue texts"):
+        small_gpt(mlm_training=True, mlm_mask_id=0).new_cache(1, LENGTH)

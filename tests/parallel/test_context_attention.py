@@ -24,18 +24,27 @@ CPU = torch.device("cpu")
 SHAPES = [(48, 4, 2, 8), (64, 6, 1, 8), (96, 4, 4, 4)]
 """Length, heads, key heads, width of a head; 6 heads are too many for four ranks of Ulysses."""
 
-WINDOWS = [None, 1, 5, 20, 60]
+MASKS = [(True, None), (True, 1), (True, 5), (True, 20), (True, 60), (False, None), (False, 5), (False, 20)]
+"""Whether attention is causal, and its window."""
 
 
 def dense(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor | None, window: int | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor | None,
+    causal: bool,
+    window: int | None,
 ) -> torch.Tensor:
-    """softmax over the keys from max(start of the document, i - window + 1) to i, by a mask of all pairs."""
+    """softmax over the keys of the document less than ``window`` away, causal up to i, by a mask of all
+    pairs."""
     place = torch.arange(q.shape[2])
     first = torch.zeros(len(q), len(place), dtype=torch.int64) if starts is None else starts
+    seen = first[:, :, None] == first[:, None]
+    if causal:
+        seen &= place <= place[:, None]
     if window is not None:
-        first = first.maximum(place - window + 1)
-    seen = (place <= place[:, None]) & (place >= first[:, :, None])
+        seen &= (place - place[:, None]).abs() < window
     per_key = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(per_key, 1).mT / math.sqrt(q.shape[-1])
     return scores.masked_fill(~seen[:, None], -math.inf).softmax(-1) @ v.repeat_interleave(per_key, 1)
@@ -56,15 +65,16 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     places: Places,
+    causal: bool,
     window: int | None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """As the model's attention does."""
     context = places.context
     if context.ring:
-        return ring_attention(q, k, v, dropout, window, places)
+        return ring_attention(q, k, v, dropout, causal, window, places)
     whole = whole_sequences(q, k, v, context.axis)
-    return own_tokens(tiled_attention(*whole, dropout, window, places.documents), context.axis)
+    return own_tokens(tiled_attention(*whole, dropout, causal, window, places.documents), context.axis)
 
 
 def worst_errors(ranks: int, dtype_name: str) -> dict[str, float]:
@@ -76,9 +86,9 @@ def worst_errors(ranks: int, dtype_name: str) -> dict[str, float]:
         sizes = [(3, count, length, width) for count in (heads, key_heads, key_heads, heads)]
         q, k, v, gradient = (torch.randn(size, dtype=dtype) for size in sizes)
         for starts in (None, some_starts(length)):
-            for window in WINDOWS:
+            for causal, window in MASKS:
                 leaves = [each.clone().requires_grad_() for each in (q, k, v)]
-                expected = dense(*leaves, starts, window)
+                expected = dense(*leaves, starts, causal, window)
                 expected.backward(gradient)
                 for ring in (True, False):
                     if not ring and heads % ranks:
@@ -87,11 +97,12 @@ def worst_errors(ranks: int, dtype_name: str) -> dict[str, float]:
                     places = places_of(starts, length, CPU, context)
                     assert places is not None
                     own = [share(each, context).clone().requires_grad_() for each in (q, k, v)]
-                    out = attend(*own, places, window)
+                    out = attend(*own, places, causal, window)
                     out.backward(share(gradient, context))
                     pairs = [(out, expected), *((a.grad, b.grad) for a, b in zip(own, leaves, strict=True))]
                     error = max(float((a - share(b, context)).abs().max()) for a, b in pairs)
-                    name = f"{'ring' if ring else 'ulysses'} {length} {starts is not None} {window}"
+                    kind = "ring" if ring else "ulysses"
+                    name = f"{kind} {length} {starts is not None} {causal} {window}"
                     worst[name] = max(worst.get(name, 0.0), error)
     return worst
 
@@ -99,7 +110,7 @@ def worst_errors(ranks: int, dtype_name: str) -> dict[str, float]:
 @pytest.mark.parametrize(("ranks", "dtype", "limit"), [(2, "float64", 1e-13), (4, "float32", 5e-6)])
 def test_context_ranks_compute_what_one_does(ranks: int, dtype: str, limit: float) -> None:
     for errors in run_ranks(worst_errors, ranks, ranks, dtype, timeout=120):
-        assert len(errors) == 60 if ranks == 2 else 50
+        assert len(errors) == 96 if ranks == 2 else 80
         assert max(errors.values()) < limit, max(errors, key=errors.__getitem__)
 
 
@@ -112,9 +123,9 @@ def dropped() -> tuple[list[float], float]:
     torch.manual_seed(5)
     q, k = torch.randn(4, 2, 16, 16), torch.randn(4, 2, 16, 16)
     v = torch.eye(16).expand(4, 2, 16, 16)  # outputs are the weights themselves
-    weights = share(dense(q, k, v, None, None), context)
+    weights = share(dense(q, k, v, None, True, None), context)
     torch.manual_seed(7 + rank)
-    kept = attend(*(share(each, context) for each in (q, k, v)), places, None, dropout=0.25)
+    kept = attend(*(share(each, context) for each in (q, k, v)), places, True, None, dropout=0.25)
     seen = weights > 0
     ratios = (kept / weights)[seen]
     return sorted(set((ratios * 1000).round().tolist())), float((ratios == 0).float().mean())
@@ -151,7 +162,7 @@ def gradients_by_differences() -> bool:
 
     def loss(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(11 + rank)
-        return (attend(*inputs, places, 5, dropout=0.3) * share(direction, context)).sum()
+        return (attend(*inputs, places, True, 5, dropout=0.3) * share(direction, context)).sum()
 
     loss(*own).backward()
     step = 1e-6
@@ -177,23 +188,24 @@ def test_dropout_s_gradients() -> None:
     assert run_ranks(gradients_by_differences, 2) == [True, True]
 
 
-def work(ranks: int, length: int, **mask: Any) -> list[int]:
+def work(ranks: int, length: int, causal: bool, **mask: Any) -> list[int]:
     """Pairs of tokens that each rank computes."""
     found = []
     for rank in range(ranks):
         total = 0
-        for step in ring_plan(length, ranks, rank, mask.get("bounds"), mask.get("window")):
+        for step in ring_plan(length, ranks, rank, mask.get("bounds"), mask.get("window"), causal):
             for tile in step.tiles:
                 m, n = tile.shape.queries, tile.shape.keys
-                total += m * (m + 1) // 2 if tile.shape.causal and tile.shape.left is None else m * n
+                total += m * (m + 1) // 2 if tile.shape.right == 0 and tile.shape.left is None else m * n
         found.append(total)
     return found
 
 
 def test_zigzag_gives_every_rank_the_same_work() -> None:
-    pairs = work(4, 64)
-    assert len(set(pairs)) == 1
-    assert sum(pairs) == 64 * 65 // 2
+    for causal, of_all in ((True, 64 * 65 // 2), (False, 64 * 64)):
+        pairs = work(4, 64, causal)
+        assert len(set(pairs)) == 1
+        assert sum(pairs) == of_all
     runs = [token_runs(64, 4, rank, ring=True) for rank in range(4)]
     assert sorted(place for rank in runs for run in rank for place in run) == list(range(64))
 
@@ -201,8 +213,9 @@ def test_zigzag_gives_every_rank_the_same_work() -> None:
 def test_what_is_not_seen_is_neither_computed_nor_sent() -> None:
     documents = (tuple(range(0, 65, 8)),)  # of a chunk each
     for rank in range(4):
-        first, *others = ring_plan(64, 4, rank, documents, None)
-        assert first.tiles
-        assert all(not step.tiles and step.sent == step.received == slice(0, 0) for step in others)
-        sent = sum(step.sent.stop - step.sent.start for step in ring_plan(64, 4, rank, None, 4)[1:])
+        for causal in (True, False):
+            first, *others = ring_plan(64, 4, rank, documents, None, causal)
+            assert first.tiles
+            assert all(not step.tiles and step.sent == step.received == slice(0, 0) for step in others)
+        sent = sum(step.sent.stop - step.sent.start for step in ring_plan(64, 4, rank, None, 4, True)[1:])
         assert sent <= 2 * 3  # three keys of a chunk's end are seen from the next chunk

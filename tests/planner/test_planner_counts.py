@@ -53,6 +53,16 @@ def test_flops_of_gpt2() -> None:
     assert flops_per_sequence(gpt2(12, 768, 12, biases=False)) == 875_062_886_400
 
 
+def test_flops_of_a_window_in_both_directions() -> None:
+    """A token sees as many tokens again behind it; where all are seen, no more than there are."""
+    causal = gpt2(12, 768, 12).with_keys(sliding_window_width=128)
+    both = causal.with_keys(mlm_training=True, mlm_mask_id=0)
+    assert flops_per_sequence(both) - flops_per_sequence(causal) == 12 * 12 * 768 * 127 * 1024
+    assert flops_per_sequence(both.with_keys(sliding_window_width=600)) == flops_per_sequence(
+        gpt2(12, 768, 12)
+    )
+
+
 def test_untying_the_head_costs_memory_but_no_operations() -> None:
     tied = gpt2(12, 768, 12)
     untied = tied.with_keys(no_weight_tying=True)

@@ -122,13 +122,17 @@ class ModelSection(Section):
     """The same for the projections that write into the residual stream."""
     init_method_std: PositiveFloat = 0.02
     """Standard deviation of `normal` and `scaled_normal`."""
+    causal: Bool = derived("unless mlm_training")
+    """Whether a token sees only those before it. False, attention in both directions (BERT), belongs to
+    `mlm_training`: a model that is to foretell the next token must not see it."""
     attention_config: list[Any] | None = None
     """Kind of attention per layer, as [[[kinds], repeats], ...]: `[[[global], 12]]`, or `[[[global], all]]`.
     Kinds: `global`; `flash` is global attention too; `local` sees `sliding_window_width` tokens. None: global
     everywhere."""
     sliding_window_width: Positive | None = None
-    """Tokens that a token sees, itself included, as Hugging Face counts them (GPT-NeoX sees one more). Of
-    `local` layers if `attention_config` names any, else of all layers. None: all."""
+    """Tokens that a token sees, itself included, as Hugging Face counts them (GPT-NeoX sees one more); with
+    `mlm_training` on either side. Of `local` layers if `attention_config` names any, else of all layers.
+    None: all."""
     attention_backend: Literal["auto", "sdpa", "flash_attn"] = "auto"
     """Kernel of the attention. `auto`: flash-attn where it is installed and fits, torch's SDPA otherwise."""
     torch_compile: Bool = False
@@ -180,7 +184,7 @@ class ModelSection(Section):
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:
-        """How many tokens the attention of every layer sees; None: all."""
+        """How many tokens the attention of every layer sees on one side, its own included; None: all."""
         return attention_windows(self.attention_kinds, self.sliding_window_width)
 
     @property

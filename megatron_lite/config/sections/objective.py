@@ -30,8 +30,8 @@ class ObjectiveSection(Section):
     """The token that fills a sample whose rearranged text takes fewer tokens than before, which is rare. Left
     out: the end-of-document token."""
     mlm_training: Bool = False
-    """Learn to find hidden tokens (BERT) in place of the next one. Attention stays causal: a token is found
-    from those before it."""
+    """Learn to find hidden tokens (BERT) in place of the next one, by attention in both directions. Such a
+    model cannot write text."""
     mlm_mask_id: NonNegative | None = None
     """Id of the token that stands for hidden ones. Needed by `mlm_training`."""
     mlm_cls_token_id: NonNegative | None = None

@@ -1,4 +1,8 @@
-"""Loss, perplexity and bits per byte on held-out data."""
+"""Loss, perplexity and bits per byte on held-out data.
+
+With ``mlm_training`` loss and perplexity are of the hidden tokens, which are the same in every evaluation.
+Bits per byte would say nothing then, since most of the text is given, and are left out.
+"""
 
 from __future__ import annotations
 
@@ -75,15 +79,19 @@ class Evaluation(Hook):
             return
         with state.aside():
             loss = self._mean_loss(self._dataset)
-            bits = loss / math.log(2) / self._measured_bytes_per_token(self._dataset)
+            perplexity = math.exp(min(loss, 700.0))  # e^700 is as large as a float gets
+            values = {"valid/loss": loss, "valid/perplexity": perplexity}
+            line = f"step {state.step}  valid loss {loss:.4f}  perplexity {perplexity:.4g}"
+            if self._config.objective.mlm_training:
+                line += "  of hidden tokens"
+            else:
+                bits = loss / math.log(2) / self._measured_bytes_per_token(self._dataset)
+                values["valid/bits_per_byte"] = bits
+                line += f"  bits/byte {bits:.4f}"
         self._last_step = state.step
-        perplexity = math.exp(min(loss, 700.0))  # e^700 is as large as a float gets
-        values = {"valid/loss": loss, "valid/perplexity": perplexity, "valid/bits_per_byte": bits}
         for backend in self._backends:
             backend.log(state.step, values)
-        self._progress.print(
-            f"step {state.step}  valid loss {loss:.4f}  perplexity {perplexity:.4g}  bits/byte {bits:.4f}"
-        )
+        self._progress.print(line)
 
     def _mean_loss(self, dataset: Dataset) -> float:
         """Mean loss per token over the evaluation samples, all ranks together."""
