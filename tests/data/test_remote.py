@@ -15,6 +15,8 @@ from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.fingerprint import fingerprint
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.remote import BLOCK_BYTES, RemoteDataset
+from megatron_lite.data.stretch import Stretch
+from megatron_lite.data.windows import SAMPLES_AHEAD, WindowDataset
 from megatron_lite.utils.errors import DataError
 
 LIMIT = 4 * BLOCK_BYTES
@@ -71,6 +73,32 @@ def test_what_is_kept_is_not_fetched_again(
     monkeypatch.setattr(MemoryFileSystem, "get_file", None)
     again = RemoteDataset("memory://bucket/a", cache, 100 * BLOCK_BYTES)
     assert np.array_equal(again.tokens[10:BLOCK_BYTES], expected)
+
+
+def test_chunks_are_announced_long_before_their_samples(
+    tmp_path: Path, store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = write(tmp_path, store)
+    stretch = Stretch(local, (0, local.document_count), 60_000, "train")
+    stretch.tokens_per_chunk = 4 * 64  # many chunks in little data
+    announced: list[tuple[int, int]] = []
+    monkeypatch.setattr(IndexedDataset, "will_read", lambda _self, *part: announced.append(part))
+    windows = WindowDataset(stretch, 64, seed=1)
+    before: list[int] = []  # chunks announced when a sample was asked for
+    places: list[int] = []
+    original = Stretch.sample
+
+    def note(self: Stretch, start: int, stop: int) -> object:
+        places.append(start)
+        return original(self, start, stop)
+
+    monkeypatch.setattr(Stretch, "sample", note)
+    for number in range(3 * SAMPLES_AHEAD):
+        before.append(len(announced))
+        windows[number]
+    for number in range(SAMPLES_AHEAD, len(places)):
+        known = announced[: before[number - SAMPLES_AHEAD + 1]]
+        assert any(first <= places[number] < last for first, last in known)
 
 
 def test_a_new_version_is_not_mixed_with_the_old_one(tmp_path: Path, store: MemoryFileSystem) -> None:

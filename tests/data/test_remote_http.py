@@ -90,11 +90,16 @@ def handler_of(web: Web) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Clients hang up: nothing is printed. What matters the client's side tells."""
+
+
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     web = Web()
     monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)  # between attempts
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler_of(web)) as server:
+    with Server(("127.0.0.1", 0), handler_of(web)) as server:
         web.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
