@@ -11,20 +11,18 @@ import torch.distributed as dist
 from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, ReduceTiedGrads
 
 from megatron_lite.parallel.context import ParallelContext
-from megatron_lite.utils.log import LOGGER
 
 
 class Bubble:
-    """Times the instructions of DeepSpeed's schedule and reports every ``interval`` steps.
+    """Times the instructions of DeepSpeed's schedule.
 
     What is not a forward or a backward pass counts as waiting, so a transfer does, too. A step's time ends
     when the last stage to finish its backward passes has done so. On an accelerator the passes are waited
     for, which makes the steps slower.
     """
 
-    def __init__(self, engine: Any, context: ParallelContext, interval: int) -> None:
+    def __init__(self, engine: Any, context: ParallelContext) -> None:
         self._context = context
-        self._interval = interval
         self._steps = 0
         self._busy = self._span = self._formula = self._start = 0.0
         self._is_training = False
@@ -45,10 +43,6 @@ class Bubble:
         stages = self._context.pipe.size
         self._formula += (stages - 1) / (micro_batches + stages - 1)
         self._steps += 1
-        if self._steps % self._interval == 0:
-            measured, formula = self.shares()
-            if self._context.is_first:
-                LOGGER.info("pipeline bubble: %.1f %% measured, %.1f %% by (p-1)/(m+p-1)", measured, formula)
 
     def shares(self) -> tuple[float, float]:
         """(measured share, formula's share) since the last call, in percent; every rank calls this."""

@@ -29,6 +29,9 @@ class PipelineEngine(Engine):
 
     The schedule is 1F1B (PipeDream-Flush, Narayanan et al., arXiv 2104.04473). With p stages and m
     micro-batches a rank waits (p - 1) / (m + p - 1) of the time.
+
+    Attributes:
+        bubble: measures that, when ``wall_clock_breakdown`` or ``layout_account`` asks for it.
     """
 
     def __init__(
@@ -55,9 +58,8 @@ class PipelineEngine(Engine):
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
-        interval = config.training.log_interval
         watched = config.logging.wall_clock_breakdown or config.logging.layout_account
-        self._bubble = Bubble(self.deepspeed, context, interval) if watched else None
+        self.bubble = Bubble(self.deepspeed, context) if watched else None
         self._micro_batch_size = config.batch.train_micro_batch_size_per_gpu
         self._weight: torch.Tensor | float = 1.0
         self._shape: torch.Size | None = None
@@ -77,11 +79,11 @@ class PipelineEngine(Engine):
         self._weigh_balance(micro_batches)
         loss_scale = self.loss_scale
         self._expect(shares)
-        if self._bubble:
-            self._bubble.begin()
+        if self.bubble:
+            self.bubble.begin()
         engine.train_batch(_feed(shares))
-        if self._bubble:
-            self._bubble.end(count)
+        if self.bubble:
+            self.bubble.end(count)
         self._let_go()
         norm = engine.get_global_grad_norm()
         return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)

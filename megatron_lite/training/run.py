@@ -23,7 +23,7 @@ from megatron_lite.training.batch_ramp import BatchPlan, plan_batches
 from megatron_lite.training.data_state import resume_data
 from megatron_lite.training.distributed import distributed
 from megatron_lite.training.engine import Engine
-from megatron_lite.training.hooks.account import LayoutAccount
+from megatron_lite.training.hooks.account import BubbleReport, LayoutAccount
 from megatron_lite.training.hooks.checkpoints import Checkpoints
 from megatron_lite.training.hooks.evaluation import Evaluation
 from megatron_lite.training.hooks.figures import Figures
@@ -125,7 +125,9 @@ def make_hooks(
     """What hangs on the loop, in the order in which it happens after a step."""
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
-    account = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
+    account: list[Hook] = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
+    if isinstance(engine, PipelineEngine) and engine.bubble:
+        account.append(BubbleReport(config, engine.bubble, progress))
     compiles = config.model.torch_compile or context.device.type != "cpu"
     return [
         Heartbeat(watchdog, compiles),

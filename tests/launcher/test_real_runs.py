@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,9 @@ for task in range(int(count)):
 sys.exit(max(task.wait() for task in tasks))
 """
 """Starts the tasks of a job on one node, each with SLURM's variables; this Python stands for the .venv's."""
+
+
+LAYOUT = ["num_gpus=4", "pipe_parallel_size=2", "layout_account=true"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def killed(folder: Path) -> tuple[subprocess.CompletedProcess[str], float]:
     """A run of four ranks, of which one is killed once a checkpoint is there: how it ended, and how soon."""
     config, run = folder / "tiny.yml", folder / "killed"
     process = subprocess.Popen(
-        [sys.executable, "deepy.py", "train.py", str(config), "--set", "num_gpus=4", f"run_dir={run}"],
+        [sys.executable, "deepy.py", "train.py", str(config), "--set", *LAYOUT, f"run_dir={run}"],
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while process.poll() is None and not (run / "checkpoints/latest").exists():
@@ -89,6 +93,18 @@ def test_a_killed_rank_is_named_and_ends_the_run(
     assert "rank 2 was ended by SIGKILL" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert seconds < 15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_it_accounted_for_its_layout(killed: tuple[subprocess.CompletedProcess[str], float]) -> None:
+    """Two stages, two micro-batches, two replicas: a line each for stages, replicas and the bubble."""
+    out = killed[0].stdout
+    sent = re.findall(r"^  (data|pipe) +([\d,]+) +([\d,]+)$", out, re.MULTILINE)
+    assert {kind for kind, *_ in sent} == {"data", "pipe"}, out
+    assert all(counted == formula for _, counted, formula in sent)
+    bubble = re.findall(r"^pipeline bubble: ([\d.]+) % measured, 33\.3 % by", out, re.MULTILINE)
+    assert bubble
+    assert all(0 < float(share) < 100 for share in bubble)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")

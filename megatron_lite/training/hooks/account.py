@@ -1,4 +1,4 @@
-"""What the layout costs in communication: bytes sent, counted in the collectives, beside the formulas'."""
+"""What the layout costs: bytes sent, counted in the collectives, and the bubble, beside the formulas'."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron_lite.metrics.progress import Progress
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.traffic import KINDS, Traffic
 from megatron_lite.planner.traffic import step_traffic
+from megatron_lite.training.bubble import Bubble
 from megatron_lite.training.engine import StepResult
 from megatron_lite.training.state import Hook, TrainState
 
@@ -63,6 +64,23 @@ class LayoutAccount(Hook):
         self._traffic.bytes.clear()
         self._formula.clear()
         self._steps = 0
+
+
+class BubbleReport(Hook):
+    """Reports the pipeline's bubble every ``log_interval`` steps, the mean since the last report."""
+
+    def __init__(self, config: Config, bubble: Bubble, progress: Progress) -> None:
+        self._interval = config.training.log_interval
+        self._bubble = bubble
+        self._progress = progress
+
+    def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
+        """Report at the interval."""
+        if state.step % self._interval == 0:
+            measured, formula = self._bubble.shares()
+            self._progress.print(
+                f"pipeline bubble: {measured:.1f} % measured, {formula:.1f} % by (p-1)/(m+p-1)"
+            )
 
 
 def account(counted: dict[str, float], formula: dict[str, float]) -> str:
