@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from following import assert_follows, assert_same_weights
 from layout_runs import KEYS, Case, Outcome, outcomes
 
-from megatron_lite.checkpoint import read_weights
 from megatron_lite.config import config_from_keys
 from megatron_lite.planner.traffic import step_traffic
 
@@ -96,14 +95,9 @@ def test_every_layout_follows_one_rank(runs: tuple[Path, Runs]) -> None:
     for name, outcome in found.items():
         if "16" in name or "counted" in name:
             continue
-        reference = found[name.rpartition("-")[2]]
-        assert outcome.losses == pytest.approx(reference.losses, rel=1e-5), name
-        assert outcome.norms == pytest.approx(reference.norms, rel=1e-5), name
-        assert outcome.eval_loss == pytest.approx(reference.eval_loss, rel=1e-5), name
-        expected, weights = (dict(read_weights(folder / each)) for each in (name.rpartition("-")[2], name))
-        assert weights.keys() == expected.keys()
-        for key, weight in weights.items():
-            assert torch.dist(weight, expected[key]) <= 1e-4 * expected[key].norm() + 1e-7, (name, key)
+        reference = name.rpartition("-")[2]
+        assert_follows(outcome, found[reference], name)
+        assert_same_weights(folder / name, folder / reference, floor=1e-7)
 
 
 @pytest.mark.slow
