@@ -31,9 +31,12 @@ def tokenizer(bpe_file: Path) -> HFTokenizer:
     return HFTokenizer(library, "<|endoftext|>")
 
 
+def sentinels(tokenizer: HFTokenizer) -> list[int]:
+    return [tokenizer.library.token_to_id(token) for token in SENTINELS]
+
+
 def fill_in(tokenizer: HFTokenizer, left_alone: str | None = None, **more: object) -> FillIn:
-    ids = [tokenizer.library.token_to_id(token) for token in SENTINELS]
-    prefix, suffix, middle = ids
+    prefix, suffix, middle = sentinels(tokenizer)
     values = {"rate": 1.0, "spm_rate": 0.5, "cut": TextCut(tokenizer, left_alone), **more}
     return FillIn(prefix=prefix, suffix=suffix, middle=middle, eod_id=tokenizer.eod_id, **values)  # type: ignore[arg-type]
 
@@ -108,6 +111,12 @@ def test_special_tokens_stay_whole_and_prefixes_leave_alone(tokenizer: HFTokeniz
     first, second = found[: found.index("<|end")].split("<|file|>")
     assert first == "def f():"
     assert put_back(second) == "\n    return 1"
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_cut_between_tokens(tokenizer: HFTokenizer) -> None:
+    ids = np.array([5, tokenizer.vocab_size + 3, 7], np.int64)
+    found = fill_in(tokenizer).rearranged(ids, np.random.default_rng(1))
+    assert sorted(found.tolist()) == sorted([*ids.tolist(), *sentinels(tokenizer)])
 
 
 def test_a_tokenizer_that_adds_spaces_is_cut_between_tokens() -> None:
