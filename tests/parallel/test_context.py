@@ -29,6 +29,9 @@ RICH: dict[str, Any] = {
 }
 """Shared key heads, one layer with a window, documents that see nothing of each other and count from 0."""
 
+BOTH: dict[str, Any] = {**RICH, "mlm_training": True, "mlm_mask_id": 0}
+"""The same with attention in both directions."""
+
 SPLIT: dict[str, Any] = {"model_parallel_size": 2, "sequence_parallel": True}
 STAGES: dict[str, Any] = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 4}
 RECOMPUTE = {"checkpoint_activations": True}
@@ -38,13 +41,13 @@ Runs = dict[str, Outcome]
 
 def case(name: str, size: int, kind: str, stage: int = 0, **keys: Any) -> Case:
     """A case whose name ends in the name of what it follows."""
-    rich = name.endswith("rich")
+    shape = {"plain": PLAIN, "rich": RICH, "both": BOTH}[name.rpartition("-")[2]]
+    rich = shape is not PLAIN
     own = {
         "context_parallel_size": size,
         "context_parallel_kind": kind,
         "zero_optimization": {"stage": stage},
     }
-    shape = RICH if rich else PLAIN
     return Case(name, {**shape, **own, **keys}, masked=rich, samples=(8,), last=STEPS, documents=rich)
 
 
@@ -55,14 +58,17 @@ def counted(name: str, size: int, kind: str, **keys: Any) -> Case:
 
 
 BY_RANKS = {
-    1: [case("plain", 1, "auto"), case("rich", 1, "auto")],
+    1: [case("plain", 1, "auto"), case("rich", 1, "auto"), case("both", 1, "auto")],
     2: [
         case("r2-zero1-rich", 2, "ring", 1),
         case("u2-zero2-rich", 2, "ulysses", 2),
         case("r2-zero3-plain", 2, "ring", 3, **RECOMPUTE),
         case("u2-bf16-rich", 2, "ulysses", 1, precision="bf16"),
         case("r2-fp16-rich", 2, "ring", 2, precision="fp16"),
+        case("r2-zero2-both", 2, "ring", 2),
+        case("u2-zero1-both", 2, "ulysses", 1),
         counted("u2-counted", 2, "ulysses"),
+        counted("r2-counted-both", 2, "ring", mlm_training=True, mlm_mask_id=0, sliding_window_width=6),
         counted("r2-counted", 2, "ring", sliding_window_width=6, **RECOMPUTE),
     ],
     4: [
@@ -74,7 +80,10 @@ BY_RANKS = {
         case("u4-rich", 4, "ulysses", 2),
         case("r4-plain", 4, "ring"),
         case("r4-rich", 4, "ring", 1),
+        case("r2-tp2-both", 2, "ring", 1, **SPLIT),
+        case("u2-pp2-both", 2, "ulysses", 1, **STAGES, **RECOMPUTE),
         counted("r4-counted", 4, "ring", sliding_window_width=4),
+        counted("r4-counted-both", 4, "ring", mlm_training=True, mlm_mask_id=0),
     ],
 }
 
