@@ -69,7 +69,7 @@ RETIRED: dict[str, Unused] = (
     | _keys("the loss is always computed in fp32", "fp16_lm_cross_entropy")
     | _keys("weights do not depend on where they are drawn", "use_cpu_initialization")
     | _keys("rotary frequencies are computed, not stored", "rotary_save_freqs_buffer")
-    | _keys("causal attention needs no mask", "requires_attention_mask", True)
+    | _keys("the kernels know which tokens are seen", "requires_attention_mask", True)
     | _keys("the head is always divided over the vocabulary", "output_layer_parallelism", "column")
     | _keys("it follows from the parallel degrees", "is_pipe_parallel is_context_parallel")
     | _keys(
