@@ -27,6 +27,34 @@ def matrices_on_rank(config: Config) -> Iterator[int]:
 
     The same matrix of all experts of a layer that are on a rank is one parameter.
     """
+    return (elements for elements, _ in _matrices(config))
+
+
+def largest_slice(config: Config) -> int:
+    """Elements of a rank's slice of the largest parameter under ZeRO 3."""
+    return max(_slices(config))
+
+
+def largest_sub_group(config: Config) -> int:
+    """Elements of a rank's slice of the largest sub-group: one is full when a matrix reaches the limit."""
+    limit = int(config.zero.block.get("sub_group_size", SUB_GROUP))
+    largest = filled = 0
+    for size in _slices(config):
+        filled += size
+        largest = max(largest, filled)
+        filled = filled if filled < limit else 0
+    return largest
+
+
+def _slices(config: Config) -> Iterator[int]:
+    """Elements of a rank's slice of each matrix under ZeRO 3: experts have fewer replicas than the rest."""
+    ranks = partitions(config)
+    for elements, is_expert in _matrices(config):
+        yield -(-elements // (ranks // config.parallel.expert_parallel_size if is_expert else ranks))
+
+
+def _matrices(config: Config) -> Iterator[tuple[int, bool]]:
+    """(elements, whether it is experts') of each matrix on one rank."""
     model, count, tensor = config.model, parameters_on_rank(config), config.parallel.model_parallel_size
     query = model.num_attention_heads // tensor * model.head_size
     keys_and_values = 2 * -(-model.num_kv_heads // tensor) * model.head_size
@@ -34,31 +62,18 @@ def matrices_on_rank(config: Config) -> Iterator[int]:
     attention = [query, keys_and_values, query] if shares_keys else [query + keys_and_values, query]
     inner = model.ffn_size // tensor
     mlp = [(2 if model.is_gated else 1) * inner, inner]
-    experts = [model.moe_num_experts, *(count.experts * width for width in mlp)]  # the router first
-    yield count.token_embedding
+    yield count.token_embedding, False
     if count.position_embedding:
-        yield count.position_embedding
+        yield count.position_embedding, False
     for kind in model.mlp_kinds[: count.layers + count.mixtures]:
-        for width in (*attention, *(mlp if kind == "dense" else experts)):
-            yield width * model.hidden_size
+        router = [model.moe_num_experts] if kind == "experts" else []
+        for width in (*attention, *router):
+            yield width * model.hidden_size, False
+        for width in mlp:
+            copies = count.experts if kind == "experts" else 1
+            yield copies * width * model.hidden_size, kind == "experts"
     if count.head:
-        yield count.head
-
-
-def largest_slice(config: Config) -> int:
-    """Elements of a rank's slice of the largest parameter under ZeRO 3."""
-    return -(-max(matrices_on_rank(config)) // partitions(config))
-
-
-def largest_sub_group(config: Config) -> int:
-    """Elements of a rank's slice of the largest sub-group: one is full when a matrix reaches the limit."""
-    limit = int(config.zero.block.get("sub_group_size", SUB_GROUP))
-    largest = filled = 0
-    for matrix in matrices_on_rank(config):
-        filled += -(-matrix // partitions(config))
-        largest = max(largest, filled)
-        filled = filled if filled < limit else 0
-    return largest
+        yield count.head, False
 
 
 def optimizer_buffers(config: Config) -> int:

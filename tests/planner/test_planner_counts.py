@@ -14,7 +14,7 @@ from megatron_lite.model import build_gpt
 from megatron_lite.parallel.parameter import ParameterFactory, spec_of
 from megatron_lite.planner import count_parameters, flops_per_sequence, parameters_by_place
 from megatron_lite.planner.parameters import parameters_on_rank
-from megatron_lite.planner.swap import matrices_on_rank
+from megatron_lite.planner.swap import largest_slice, matrices_on_rank
 from megatron_lite.training.shares import modules_by_rank
 
 
@@ -166,3 +166,7 @@ def test_what_a_rank_has_is_what_is_built_there(ranks: int, degrees: dict[str, i
         assert counted.total == largest
         matrices = [parameter.numel() for parameter in built[0] if spec_of(parameter).decays]
         assert list(matrices_on_rank(config)) == matrices
+        replicas = config.parallel.replicas
+        sharing = {True: replicas // config.parallel.expert_parallel_size, False: replicas}
+        slices = [-(-p.numel() // sharing[spec_of(p).is_expert]) for p in built[0] if spec_of(p).decays]
+        assert largest_slice(config) == max(slices)
