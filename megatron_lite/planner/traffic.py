@@ -43,7 +43,7 @@ def step_traffic(config: Config, micro_batches: float) -> dict[str, float]:
         "pipe": _activations_between_stages(config),
     }
     found = {kind: micro_batches * size for kind, size in per_micro_batch.items()}
-    found["pipe"] += _tied_gradients(config)
+    found["pipe"] += _tied_weights(config)
     found["data"] = _replicas(config, micro_batches)
     return {kind: size for kind, size in found.items() if size}
 
@@ -218,13 +218,19 @@ def _activations_between_stages(config: Config) -> float:
     return 2 * _share(stages) * residual_bytes(config) / slices
 
 
-def _tied_gradients(config: Config) -> float:
-    """First and last stage add up their gradients of a tied embedding, once a step, in fp32."""
+def _tied_weights(config: Config) -> float:
+    """First and last stage add up their gradients of a tied embedding, once a step, in fp32.
+
+    With more than two replicas the first stage then sends the last one its weights.
+    """
     stages = _stages(config)
     if stages == 1 or config.model.no_weight_tying:
         return 0.0
     matrix = parameters_by_place(config).token_embedding / config.parallel.model_parallel_size
-    return 2 * _share(2) * matrix * FP32 * 2 / stages
+    sent = _share(2) * matrix * 2 * FP32
+    if config.parallel.replicas > 2:
+        sent += _share(2) * matrix * element_bytes(config)
+    return sent * 2 / stages
 
 
 def mean_parameters(config: Config) -> float:

@@ -84,6 +84,7 @@ class PipelineEngine(Engine):
         engine.train_batch(_feed(shares))
         if self.bubble:
             self.bubble.end(count)
+        self._copy_tied_weights()
         self._let_go()
         norm = engine.get_global_grad_norm()
         return StepResult(engine.dp_group_loss, norm, not engine.was_step_applied(), loss_scale)
@@ -110,6 +111,16 @@ class PipelineEngine(Engine):
         last = engine.grid.stage_to_global(engine.num_stages - 1)
         dist.broadcast(found, last, group=self._context.pipe.group)
         return found[0], found[1]
+
+    @torch.no_grad()
+    def _copy_tied_weights(self) -> None:
+        """Give the last stage the first one's tied weights.
+
+        Both stages add up the same gradients of all replicas, in an order that depends on their place: with
+        three addends or more the copies would drift apart, by a rounding in every step.
+        """
+        if self._context.replicas.size > 2:
+            self._module._synchronize_tied_weights()
 
     def _weighted_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What the last stage differentiates."""
