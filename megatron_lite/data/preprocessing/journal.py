@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,9 @@ LOCK_SECONDS = 30.0
 
 READ_BYTES = 1 << 18
 """Read at once for a checksum: what fits into a processor's cache."""
+
+SYNC_BYTES = 64 << 20
+"""So much of a file is sent to the disk at a time, while the workers go on."""
 
 
 @dataclass
@@ -101,10 +105,16 @@ def most(first: int | None, second: int | None) -> int | None:
 
 
 class PartFile:
-    """A file that grows, with the checksum of what is done."""
+    """A file that grows, with the checksum of what is done.
+
+    The kernel would keep a gigabyte or more in memory, and the end of the run would wait for all of it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._thread = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
+        self._synced = 0
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self.size = 0
         self.digest = xxhash.xxh3_128()
@@ -120,6 +130,28 @@ class PartFile:
             self.digest.update(block[:length])
             self.size += length
         return True
+
+    def sync_ahead(self) -> None:
+        """Send what has come to the disk, if it is much; does not wait. Raises OSError if that has failed."""
+        if self._syncing is not None and not self._syncing.done():
+            return
+        if self.size - self._synced >= SYNC_BYTES:
+            self._wait()
+            self._syncing, self._synced = self._thread.submit(os.fdatasync, self.descriptor), self.size
+
+    def sync(self) -> None:
+        """Wait until all is on the disk."""
+        self._wait()
+        os.fsync(self.descriptor)
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._thread.shutdown()
+        os.close(self.descriptor)
 
 
 class Journal:
@@ -231,6 +263,8 @@ class Journal:
         """Note that the files are whole up to ``totals``."""
         whole = self._advance(self.totals.keys)
         assert whole, "a task is not in the files"
+        for tokens, _ in self._files.values():
+            tokens.sync_ahead()
         entry = {**asdict(self.totals), "checksums": self._checksums()}
         self._append(json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogateescape"))
 
@@ -244,7 +278,7 @@ class Journal:
             write_index(index, self._dtype, [array])
             checksums = {"bin": tokens.digest.hexdigest(), "idx": file_checksum(index)}
             write_facts(self.folder / f"{number}.json", {**facts[key], "xxh3_128": checksums})
-            os.fsync(tokens.descriptor)
+            tokens.sync()
             with open(index, "rb") as file:
                 os.fsync(file.fileno())
         self._append(b'"finished"')
@@ -274,4 +308,4 @@ class Journal:
         self._file.close()
         for parts in self._files.values():
             for part in parts:
-                os.close(part.descriptor)
+                part.close()
