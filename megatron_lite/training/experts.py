@@ -27,11 +27,11 @@ from megatron_lite.training.mpu import process_group
 class Partitioned(zero.Init):
     """ZeRO 3's ``Init``, which divides experts among the ranks that have the same ones."""
 
-    def __init__(self, context: ParallelContext, **options: Any) -> None:
-        """``options`` are those of ``zero.Init``. Every rank makes one at the same time."""
-        super().__init__(**options)
+    def __init__(self, context: ParallelContext, enabled: bool, **options: Any) -> None:
+        """``options`` are those of ``zero.Init``, too. Every rank makes one at the same time."""
+        super().__init__(enabled=enabled, **options)
         self._experts: dict[str, Any] = {}
-        if context.expert.size > 1:
+        if enabled and context.expert.size > 1:
             self._experts = {
                 "ds_zero_partition_process_group": process_group(context.expert_replicas, context.rank),
                 "ds_zero_partition_group_name": group_name(context.expert.size),
