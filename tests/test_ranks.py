@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+
+IMPORTED = {"deepspeed", "torch._dynamo", "megatron_lite.training.run"}
+
+
+def missing_imports() -> set[str]:
+    return IMPORTED - sys.modules.keys()
 
 
 def sum_of_ranks() -> tuple[int, float]:
@@ -33,6 +40,10 @@ def test_ranks_are_processes_that_talk_to_each_other() -> None:
     results = run_ranks(sum_of_ranks, 3)
     assert [total for _, total in results] == [3.0, 3.0, 3.0]
     assert len({pid for pid, _ in results} | {os.getpid()}) == 4
+
+
+def test_ranks_start_with_the_trainer_imported() -> None:
+    assert run_ranks(missing_imports, 1) == [set()]
 
 
 def test_a_failing_rank_is_reported_with_its_traceback() -> None:
