@@ -24,7 +24,7 @@ demo: install ## text -> trained model -> sample -> Hugging Face folder, in one 
 	$(BIN)/python tools/demo.py
 
 test: install lint ## everything that proves that it works
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 grid: install ## every parallel layout of up to 8 ranks against one rank, into grid.txt
 	PYTHONPATH=.:tests $(BIN)/python tests/parallel/grid.py --write grid.txt

@@ -1,6 +1,7 @@
 """How the tests run: side by side, each on one core; hypothesis without deadlines (machines are shared)."""
 
 import os
+from collections import Counter
 from collections.abc import Generator
 
 import pytest
@@ -23,3 +24,9 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     finally:
         os.environ.clear()
         os.environ.update(environment)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: the last one leaves the other cores idle until it ends."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
