@@ -205,7 +205,8 @@ class BlockCache:
         for number, block in zip(numbers, blocks, strict=True):
             temporary = self._folder / f".{number}.{os.getpid()}.{threading.get_ident()}.tmp"
             temporary.write_bytes(block)
-            os.replace(temporary, self._file(number))
+            with suppress(FileNotFoundError):  # deleted for want of room: it will be fetched again
+                os.replace(temporary, self._file(number))
 
     def _block(self, number: int, start: int, stop: int) -> bytes:
         """Bytes of a block. Another rank may delete it at any moment."""
@@ -225,11 +226,14 @@ class BlockCache:
         return self._folder / f"{number:08d}"
 
     def _make_room(self, size: int) -> None:
-        """Delete the oldest blocks when the limit is near; looked at each time 1/16 of it has been added."""
+        """Delete the oldest blocks when the limit is near; looked at each time 1/16 of it has been added.
+
+        Those that killed runs left half written are counted and deleted as well.
+        """
         self._fetched_since += size
         if self._fetched_since * 16 < self._limit:
             return
-        entries = sorted((*_times(file), file) for file in self._shared.glob("*/blocks/[0-9]*"))
+        entries = sorted((*_times(file), file) for file in self._shared.glob("*/blocks/*"))
         surplus = sum(size for _, size, _ in entries) + size - self._limit * 15 // 16
         for _, bytes_there, file in entries:
             if surplus <= 0:

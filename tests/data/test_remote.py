@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -57,6 +58,18 @@ def test_every_document_is_equal_and_the_cache_is_bounded(tmp_path: Path, store:
     assert kept(cache) >= LIMIT // 2, "what there is room for is kept"
     assert np.array_equal(far.tokens[:], local.tokens)
     assert fingerprint(far).difference(fingerprint(local)) is None
+
+
+def test_what_killed_runs_left_is_deleted_like_old_blocks(tmp_path: Path, store: MemoryFileSystem) -> None:
+    local, cache = write(tmp_path, store), tmp_path / "cache"
+    far = RemoteDataset("memory://bucket/a", cache, LIMIT)
+    (folder,) = cache.glob("*/blocks")
+    leftover = folder / ".7.123.456.tmp"
+    leftover.write_bytes(bytes(LIMIT))
+    os.utime(leftover, (0, 0))
+    assert np.array_equal(far.tokens[:], local.tokens)
+    assert not leftover.exists()
+    assert kept(cache) <= LIMIT
 
 
 def test_what_is_kept_is_not_fetched_again(
