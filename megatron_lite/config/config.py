@@ -14,6 +14,7 @@ from megatron_lite.config.derive import derive
 from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.layout_rules import context_kind
 from megatron_lite.config.merge import merge
+from megatron_lite.config.older_keys import rewrite
 from megatron_lite.config.reader import Entry, normal_key, read_file, read_override
 from megatron_lite.config.schema import SECTIONS
 from megatron_lite.config.sections.batch import BatchSection
@@ -121,7 +122,7 @@ def _resolve(sources: Sequence[Sequence[Entry]], world_size: int | None, name: s
     """The configuration that ``sources`` make; ``name`` names its folder when no key does."""
     messages: list[str] = []
     known = [[entry for entry in source if has_effect(entry, messages)] for source in sources]
-    merged = merge(known, messages)
+    merged = rewrite(merge(known, messages), messages)
     if world_size is not None:
         merged["world_size"] = Entry("world_size", world_size)
     merged.setdefault("run_dir", Entry("run_dir", f"runs/{name}"))

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
+from megatron_lite.config.older_keys import FUSED_GELU
 from megatron_lite.config.reader import Entry
 from megatron_lite.config.schema import SECTION_OF, SECTIONS
 from megatron_lite.utils.errors import ConfigError
@@ -22,7 +23,7 @@ def has_effect(entry: Entry, messages: list[str]) -> bool:
     Raises :class:`ConfigError` for a key that does not exist or that asks for what is not there.
     """
     root = entry.key.split(".")[0]
-    if root in SECTION_OF or root in ALIASES:
+    if root in SECTION_OF or root in ALIASES or root == FUSED_GELU:
         return True
     if root in RETIRED:
         if not RETIRED[root].is_neutral(entry.value):
@@ -32,7 +33,7 @@ def has_effect(entry: Entry, messages: list[str]) -> bool:
         if not REFUSED[root].is_neutral(entry.value):
             raise ConfigError(f"{entry.where()}{entry.key} cannot be {entry.value!r}: {REFUSED[root].why}")
         return False
-    hint = nearest(root, [*SECTION_OF, *ALIASES, *RETIRED, *REFUSED])
+    hint = nearest(root, [*SECTION_OF, *ALIASES, *RETIRED, *REFUSED, FUSED_GELU])
     raise ConfigError(
         f"{entry.where()}there is no key {root}{hint or '; docs/configuration.md lists them all'}"
     )

@@ -1,8 +1,8 @@
 """Keys that GPT-NeoX's files have besides those of the sections.
 
 Second names of keys; keys that lost their purpose (retired: accepted, with one line why); and keys of
-features that are not there (refused, when their value asks for something). The sections' keys and these are
-all there are."""
+features that are not there (refused, when their value asks for something). The sections' keys, these and
+those of :mod:`megatron_lite.config.older_keys` are all there are."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _silent(why: str, names: str) -> dict[str, Unused]:
 RETIRED: dict[str, Unused] = (
     _keys(
         "the kernels are chosen by device and number format, and printed at start",
-        "scaled_upper_triang_masked_softmax_fusion scaled_masked_softmax_fusion bias_gelu_fusion "
-        "bias_dropout_fusion rope_fusion layernorm_fusion rmsnorm_fusion use_flashattn_swiglu",
+        "scaled_upper_triang_masked_softmax_fusion scaled_masked_softmax_fusion bias_dropout_fusion "
+        "rope_fusion layernorm_fusion rmsnorm_fusion use_flashattn_swiglu",
     )
     | _keys("softmax is always computed in fp32", "attention_softmax_in_fp32 apply_query_key_layer_scaling")
     | _keys("the loss is always computed in fp32", "fp16_lm_cross_entropy")

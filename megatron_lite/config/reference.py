@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lite.config.fields import Section
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED, Unused
+from megatron_lite.config.older_keys import FUSED_GELU, REWRITTEN
 from megatron_lite.config.schema import SECTIONS
 
 INTRODUCTION = """\
@@ -33,6 +34,7 @@ def markdown() -> str:
             + "".join(rows)
         )
     second = "".join(f"| `{key}` | `{target}` |\n" for key, target in ALIASES.items())
+    second += "".join(f"| `{key}` | {meaning} |\n" for key, meaning in REWRITTEN.items())
     parts.append(f"## Second names\n\n| key | is |\n|---|---|\n{second}")
     parts.append(
         "## Retired keys\n\nAccepted, without effect; the run says so when the value asks for something.\n\n"
@@ -55,6 +57,7 @@ def json_schema() -> str:
         properties |= schema["properties"]
     for key in ALIASES:
         properties[key] = {"description": f"Second name of {ALIASES[key]}.", "deprecated": True}
+    properties[FUSED_GELU] = {"description": REWRITTEN[FUSED_GELU], "deprecated": True}
     for key, unused in (RETIRED | REFUSED).items():
         properties[key] = {"description": f"Has no effect: {unused.why}.", "deprecated": True}
     blocks = "|".join(key for key, value in properties.items() if _is_block(value))

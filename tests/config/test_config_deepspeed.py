@@ -11,6 +11,7 @@ import pytest
 from megatron_lite.config import config_from_keys, load_config
 from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.config.neox import REFUSED
+from megatron_lite.config.older_keys import OFFLOADS
 from megatron_lite.config.sections.precision import Bf16Block, Fp16Block
 from megatron_lite.config.sections.zero import PASSED, REMOVED, ZeroBlock
 from megatron_lite.utils.errors import ConfigError
@@ -24,7 +25,7 @@ def test_zero_s_keys_are_deepspeed_s() -> None:
 
     fields = DeepSpeedZeroConfig.model_fields
     theirs = set(fields) | {field.alias for field in fields.values() if field.alias}
-    assert PASSED | set(ZeroBlock.model_fields) == theirs
+    assert PASSED | set(ZeroBlock.model_fields) | set(OFFLOADS) == theirs
 
 
 def test_precision_keys_are_deepspeed_s() -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from megatron_lite.config import config_from_keys, load_config
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
+from megatron_lite.config.older_keys import REWRITTEN
 from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.utils.errors import ConfigError
 
@@ -31,7 +32,7 @@ def refusal(tmp_path: Path, line: str) -> str:
 
 
 def test_every_gpt_neox_key_is_known_in_one_way() -> None:
-    tables = (SECTION_OF, ALIASES, RETIRED, REFUSED)
+    tables = (SECTION_OF, ALIASES, RETIRED, REFUSED, REWRITTEN)
     known = {key: sum(key in table for table in tables) for key in NEOX_KEYS}
     assert {key: count for key, count in known.items() if count != 1} == {}
 

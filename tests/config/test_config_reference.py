@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
+from megatron_lite.config.older_keys import FUSED_GELU, REWRITTEN
 from megatron_lite.config.reader import read_file
 from megatron_lite.config.schema import SECTION_OF, SECTIONS
 
@@ -28,13 +29,13 @@ def test_every_key_is_described() -> None:
 
 def test_the_page_lists_every_key() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    for key in (*SECTION_OF, *ALIASES, *RETIRED, *REFUSED):
+    for key in (*SECTION_OF, *ALIASES, *REWRITTEN, *RETIRED, *REFUSED):
         assert f"`{key}`" in page
 
 
 def test_the_schema_knows_every_key_and_no_other() -> None:
     schema = json.loads((ROOT / "docs/configuration.schema.json").read_text())
-    assert set(schema["properties"]) == {*SECTION_OF, *ALIASES, *RETIRED, *REFUSED}
+    assert set(schema["properties"]) == {*SECTION_OF, *ALIASES, FUSED_GELU, *RETIRED, *REFUSED}
     assert schema["additionalProperties"] is False
     assert all(entry["description"] for entry in schema["properties"].values())
     assert schema["properties"]["hidden_size"] == {

@@ -22,8 +22,6 @@ PASSED = frozenset(
         "elastic_checkpoint",
         "zenflow",
         "sub_group_size",
-        "cpu_offload",
-        "cpu_offload_param",
         "cpu_offload_use_pin_memory",
         "prefetch_bucket_size",
         "param_persistence_threshold",
