@@ -55,8 +55,9 @@ def kept_by_layer(config: Config) -> int:
 def activation_bytes(config: Config, on_gpu: bool) -> int:
     """Bytes of one micro-batch's activations at the end of the forward pass, logits not included.
 
-    With checkpointing only each chunk's input is kept, and one chunk of ``checkpoint_num_layers`` is computed
-    again at a time. The gradients of the widest activation on their way back are included.
+    With checkpointing only each chunk's input is kept, with ``sequence_parallel`` a slice of it, and one
+    chunk of ``checkpoint_num_layers`` is computed again at a time. The gradients of the widest activation on
+    their way back are included.
     """
     model = config.model
     element = element_bytes(config)
@@ -68,8 +69,14 @@ def activation_bytes(config: Config, on_gpu: bool) -> int:
     if not model.checkpoint_activations:
         return micro_batch_tokens(config) * (layers * layer + in_flight)
     chunk = min(model.checkpoint_num_layers, model.num_layers)
-    inputs = -(-layers // chunk) * model.hidden_size * element
+    inputs = -(-layers // chunk) * _residual_width(config) * element
     return micro_batch_tokens(config) * (inputs + chunk * layer + in_flight)
+
+
+def _residual_width(config: Config) -> int:
+    """Elements per token of the residual stream that a rank has: with ``sequence_parallel`` its share."""
+    slices = config.parallel.model_parallel_size if config.parallel.sequence_parallel else 1
+    return -(-config.model.hidden_size // slices)
 
 
 def _layers_at_once(config: Config) -> int:
@@ -89,9 +96,10 @@ def _dropout_bytes(config: Config, on_gpu: bool) -> int:
     mask.
     """
     model = config.model
-    masks = 2 * model.hidden_size if model.hidden_dropout else 0
+    masks = 2 * _residual_width(config) if model.hidden_dropout else 0
     if model.attention_dropout and not on_gpu:
-        masks += model.num_attention_heads * model.seq_length * (2 * element_bytes(config) + 1)
+        heads = model.num_attention_heads // config.parallel.model_parallel_size
+        masks += heads * model.seq_length * (2 * element_bytes(config) + 1)
     return masks
 
 
