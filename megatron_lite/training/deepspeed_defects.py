@@ -138,6 +138,21 @@ def let_the_loss_scale_rest(engine: Any) -> None:
         scaler.raise_error_at_min_scale = False
 
 
+def leave_out_what_overflows(optimizer: Any) -> None:
+    """Let ``optimizer`` do nothing while its ``overflow`` is set, which the engine sets at stage 0.
+
+    There DeepSpeed applies every gradient, also one that is not finite. It counts a step as skipped by that
+    attribute of ZeRO's optimizers.
+    """
+    update = optimizer.step
+
+    def step(*args: Any, **options: Any) -> Any:
+        return None if optimizer.overflow else update(*args, **options)
+
+    optimizer.overflow = False
+    optimizer.step = step
+
+
 def copy_out_of_swap_buffers() -> None:
     """Give parameters from NVMe memory of their own where nothing is gathered: on one rank that is a CPU.
 

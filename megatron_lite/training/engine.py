@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class StepResult:
             replicas (data and context ranks) is the global batch's loss. A scalar on the device: reading it
             waits for it.
         grad_norm: norm of the whole gradient before clipping; inf when the step was skipped.
-        skipped: whether the update was left out because of a gradient that is not finite (fp16, bf16).
+        skipped: whether the update was left out because of a gradient that is not finite.
         loss_scale: fp16's loss scale of this step; 1 otherwise.
     """
 
@@ -94,6 +95,8 @@ class Engine:
         defects.let_the_loss_scale_rest(self.deepspeed)
         defects.add_up_norms_of_experts(self.deepspeed)
         self._clips_itself = stage == 0
+        if self._clips_itself:
+            defects.leave_out_what_overflows(self.deepspeed.optimizer)
         self._routers, self._has_experts = routers_of(model), config.model.moe_num_experts > 1
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -182,12 +185,12 @@ class Engine:
         counts = torch.stack([counted_tokens(share) for share in shares])
         return self._context.sum_over_replicas(counts.sum()).clamp(min=1.0)
 
-    def _clip(self) -> torch.Tensor:
+    def _clip(self) -> float:
         """The gradient's norm, after scaling the gradient down to ``gradient_clipping`` (0: never).
 
         For stage 0, where DeepSpeed reports no norm: every data rank holds the whole averaged gradient (of
-        experts, each expert rank its own), each tensor rank its part. On a CPU reading the norm is free, and
-        a gradient that is small enough is left alone.
+        experts, each expert rank its own), each tensor rank its part. The norm is read, as ZeRO does: the
+        update is left out when it is not finite, and inf returned.
         """
         square = torch.zeros((), device=self._context.device)
         for is_expert in (False, True):
@@ -199,10 +202,13 @@ class Engine:
         if self._context.tensor.size > 1:
             dist.all_reduce(square, group=self._context.tensor.group)
         norm = square.sqrt()
-        limit = self._own_clipping
-        if limit > 0 and (norm.device.type != "cpu" or norm > limit):
+        value, limit = float(norm), self._own_clipping
+        self.deepspeed.optimizer.overflow = not math.isfinite(value)
+        if self.deepspeed.optimizer.overflow:
+            return float("inf")
+        if 0 < limit < value:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
-        return norm
+        return value
 
 
 def _counts(parameter: nn.Parameter, is_expert: bool) -> bool:

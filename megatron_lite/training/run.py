@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
+from megatron_lite.checkpoint.folder import LATEST, complete_steps
+from megatron_lite.checkpoint.signs import Sign
 from megatron_lite.config import Config
 from megatron_lite.config.cli import typed_command
 from megatron_lite.data.batches import Fetch, micro_batch, unread
@@ -66,7 +68,8 @@ def train(config: Config, context: ParallelContext) -> int:
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
         fetch = fetch_for(config, context, tokenizer)
-        state, saved = begin_from(checkpoint, config, context, engine)
+        state, saved = begin_from(checkpoint, config, context, engine, watchdog.sign)
+        watchdog.sign("the start", longer=True)
         state.data = resume_data(config, context, datasets, plan, state.step, state.samples, saved)
         training_data = datasets.train.with_phases(state.data.phases)
         if context.is_first:
@@ -122,21 +125,25 @@ def make_hooks(
     state: TrainState,
     watchdog: Watchdog,
 ) -> list[Hook]:
-    """What hangs on the loop, in the order in which it happens after a step."""
+    """What hangs on the loop, in the order in which it happens after a step.
+
+    What a step achieved is saved before it is evaluated: an evaluation takes long, and may fail.
+    """
     backends = open_backends(config, config.run_dir)
     progress = Progress(config.training.train_iters, state.step, enabled=context.is_first)
     account: list[Hook] = [LayoutAccount(config, context, progress)] if config.logging.layout_account else []
     if isinstance(engine, PipelineEngine) and engine.bubble:
         account.append(BubbleReport(config, engine.bubble, progress))
     compiles = config.model.torch_compile or context.device.type != "cpu"
+    figures = Figures(config, context, engine, backends, progress)
     return [
         Heartbeat(watchdog, compiles),
         *account,
-        Figures(config, context, engine, backends, progress),
+        figures,
         MixtureReport(config, data, plan, backends, progress),
-        Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
         Stopping(context, config.training.exit_interval),
-        Checkpoints(config, context, engine, watchdog.sign),
+        Checkpoints(config, context, engine, figures.check, watchdog.sign),
+        Evaluation(config, context, engine, valid, fetch, tokenizer, backends, progress),
     ]
 
 
@@ -159,27 +166,33 @@ def checkpoint_to_load(config: Config) -> Path | None:
     """The checkpoint that the run begins from, or None to begin with fresh weights.
 
     ``load`` must hold a checkpoint, with one exception: a configuration whose ``load`` and ``save`` are the
-    same folder begins afresh the first time (GPT-NeoX's ``local_setup.yml`` does that).
+    same folder begins afresh the first time (GPT-NeoX's ``local_setup.yml`` does that). Killed when its first
+    checkpoint was complete and ``latest`` not yet written, it goes on from that one.
     """
     keys = config.checkpoint
     if keys.load is None:
         return None
+    folder = Path(keys.load)
     try:
-        return find_checkpoint(Path(keys.load), keys.iteration)
+        return find_checkpoint(folder, keys.iteration)
     except CheckpointError as error:
-        is_first_run = Path(keys.load).absolute() == Path(keys.save).absolute() and keys.iteration is None
-        if not is_first_run or (Path(keys.load) / "latest").exists():
+        is_own = folder.absolute() == Path(keys.save).absolute() and keys.iteration is None
+        if not is_own or (folder / LATEST).exists():
             raise CheckpointError(f"load: {error}") from error
-        LOGGER.info("no checkpoint in %s yet: beginning with fresh weights", keys.load)
+    steps = complete_steps(folder)
+    if not steps:
+        LOGGER.info("no checkpoint in %s yet: beginning with fresh weights", folder)
         return None
+    LOGGER.warning("%s has no file %s: taking the newest complete checkpoint there", folder, LATEST)
+    return find_checkpoint(folder, steps[-1])
 
 
 def begin_from(
-    checkpoint: Path | None, config: Config, context: ParallelContext, engine: Engine
+    checkpoint: Path | None, config: Config, context: ParallelContext, engine: Engine, sign: Sign
 ) -> tuple[TrainState, dict[str, Any]]:
     """Fill ``engine`` from ``checkpoint``. ``finetune`` takes the weights only.
 
-    Returns the state to go on from, and what the checkpoint tells of the data.
+    ``sign`` is told that this rank lives. Returns the state to go on from, and what the checkpoint tells of the data.
     """
     if checkpoint is None:
         return TrainState(), {}
@@ -190,6 +203,7 @@ def begin_from(
         context,
         load_optimizer=not (keys.finetune or keys.no_load_optim),
         load_rng=not (keys.finetune or keys.no_load_rng),
+        sign=sign,
     )
     if keys.finetune:
         LOGGER.info("weights from %s; beginning at step 0", checkpoint)
@@ -200,7 +214,10 @@ def begin_from(
 
 
 def resume_command(config: Config) -> str:
-    """The command that goes on from what this run saved."""
-    command = typed_command()
-    save = config.checkpoint.save
-    return command if config.checkpoint.load == save else f"{command} --set load={shlex.quote(save)}"
+    """The command that goes on from what this run saved, in full, whatever it began from."""
+    keys = config.checkpoint
+    settings = [] if keys.load == keys.save else [f"load={keys.save}"]
+    if keys.iteration is not None:
+        settings.append("iteration=null")
+    settings += [f"{key}=false" for key in ("finetune", "no_load_optim", "no_load_rng") if getattr(keys, key)]
+    return " ".join([typed_command(), *(["--set", *map(shlex.quote, settings)] if settings else [])])

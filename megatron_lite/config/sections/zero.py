@@ -17,7 +17,6 @@ PASSED = frozenset(
         "use_multi_rank_bucket_allreduce",
         "allgather_partitions",
         "allgather_bucket_size",
-        "compute_grad_norm",
         "load_from_fp32_weights",
         "elastic_checkpoint",
         "zenflow",
@@ -92,6 +91,8 @@ class ZeroBlock(Section):
         for key in self.model_extra or {}:
             if key in REMOVED:
                 raise ValueError(f"DeepSpeed has removed {key}; leave it out")
+            if key == "compute_grad_norm":
+                raise ValueError(f"{key}: by the norm a gradient that is not finite is found; leave it out")
             if key not in PASSED:
                 near = difflib.get_close_matches(key, [*PASSED, *type(self).model_fields], n=1)
                 raise ValueError(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -101,6 +102,11 @@ class ZeroBlock(Section):
     def _offloads(self) -> ZeroBlock:
         if (self.model_extra or {}).get("zenflow") is not None:
             raise ValueError("zenflow: its runs could not be saved; leave it out")
+        if (self.model_extra or {}).get("save_muon_momentum_buffer_in_memory"):
+            raise ValueError(
+                "save_muon_momentum_buffer_in_memory: a run that goes on from a checkpoint would lose the "
+                "momentum; leave it out"
+            )
         for name in OFFLOADS:
             block = getattr(self, name) or {}
             device = block.get("device", "none")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_lite.checkpoint import save_checkpoint
 from megatron_lite.checkpoint.background import BackgroundSaver
+from megatron_lite.checkpoint.shared import check_shared
 from megatron_lite.checkpoint.signs import Sign
 from megatron_lite.config import Config
 from megatron_lite.config.sections.checkpoint import CheckpointSection
@@ -18,33 +20,45 @@ from megatron_lite.utils.log import LOGGER
 class Checkpoints(Hook):
     """Saves into the folder ``save`` at the steps of :func:`is_due`, and after the last step.
 
+    ``check`` is asked before: it raises when the state is not worth keeping, so that no sound checkpoint is
+    replaced by it.
+
     With ``async_save`` the bytes reach the disk while the next steps run; a save waits for the one before it,
     and the end of the run for the last one. One that failed ends the run at the next step. ``sign`` is told
     that the rank lives while it saves.
     """
 
-    def __init__(self, config: Config, context: ParallelContext, engine: Engine, sign: Sign) -> None:
+    def __init__(
+        self,
+        config: Config,
+        context: ParallelContext,
+        engine: Engine,
+        check: Callable[[TrainState], None],
+        sign: Sign,
+    ) -> None:
         self._config = config
         self._context = context
         self._engine = engine
+        self._check = check
         self._sign = sign
         self._saved_step: int | None = None
         self._background = BackgroundSaver(context, sign) if config.checkpoint.async_save else None
 
     def begin(self, state: TrainState) -> None:
-        """A run that has nothing left to do has nothing to save."""
+        """See that the folder can be used. A run that has nothing left to do has nothing to save."""
+        check_shared(Path(self._config.checkpoint.save), self._context, self._sign)
         self._saved_step = state.step
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
-        """Save when due."""
+        """Save when due, and what the run ends with."""
         if self._background is not None:
             _tell(self._background.poll())
-        if is_due(state.step, self._config.checkpoint):
+        is_last = state.stop_reason is not None or state.step == self._config.training.train_iters
+        if is_last or is_due(state.step, self._config.checkpoint):
             self._save(state)
 
     def end(self, state: TrainState) -> None:
-        """Save the final state."""
-        self._save(state)
+        """Wait until the last save is on the disk."""
         if self._background is not None:
             _tell(self._background.wait())
 
@@ -56,6 +70,7 @@ class Checkpoints(Hook):
     def _save(self, state: TrainState) -> None:
         if self._saved_step == state.step:
             return
+        self._check(state)
         keys = self._config.checkpoint
         folder, last = Path(keys.save), keys.keep_last_n_checkpoints
         what = (self._engine.deepspeed, state.to_dict(), self._config.flat())

@@ -1,4 +1,4 @@
-"""Figures of training every ``log_interval`` steps, and the stop when the loss is no number any more."""
+"""Figures of training every ``log_interval`` steps, and the stop when nothing can be learned any more."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from megatron_lite.training.engine import Engine, StepResult
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.utils.errors import UserError
 
+SKIPPED_AT_MOST = 20
+"""Updates in a row that may be left out because of a gradient that is not finite."""
+
 
 class TrainingError(UserError):
-    """Training cannot go on: the loss is not a number."""
+    """Training cannot go on: the loss is not a number, or every gradient."""
 
 
 class Figures(Hook):
@@ -43,8 +46,8 @@ class Figures(Hook):
         self._backends = backends
         self._progress = progress
         self._loss = torch.zeros((), device=context.device)
-        self._counted = 0
-        self._skipped = 0
+        self._steps = self._counted = self._skipped = 0
+        self._skipped_in_a_row = 0
         self._result: StepResult | None = None
         self._lr = 0.0
         logging, dtype = config.logging, DTYPES[config.precision.precision]
@@ -58,20 +61,28 @@ class Figures(Hook):
         self._mark(state)
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
-        """Add the step's loss; report at the interval."""
+        """Add the step's loss; report at the interval.
+
+        The loss of a step that fp16's loss scale spoiled does not count.
+        """
         self._result, self._lr = result, lr
+        self._steps += 1
+        self._skipped += result.skipped
         if result.skipped and self._may_skip(result):
-            self._skipped += 1
+            self._skipped_in_a_row = 0
         else:
             self._loss += result.loss
             self._counted += 1
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
+        if self._skipped_in_a_row == SKIPPED_AT_MOST:
+            self._refuse_to_stand_still(state)
         interval = self._config.training.log_interval
         if state.step % interval == 0 or state.step == self._config.training.train_iters:
             self._report(state)
 
     def end(self, state: TrainState) -> None:
         """Report the steps since the last line."""
-        if self._counted + self._skipped:
+        if self._steps:
             self._report(state)
 
     def close(self) -> None:
@@ -79,6 +90,15 @@ class Figures(Hook):
         self._progress.close()
         for backend in self._backends:
             backend.close()
+
+    def check(self, state: TrainState) -> None:
+        """Raise TrainingError, on every rank alike, if a loss since the last line is not finite.
+
+        For those who are about to save. The last step's loss is looked at in any case. Waits for the device.
+        """
+        if self._result is not None:
+            losses = self._context.sum_over_replicas(self._loss + self._result.loss)
+            self._refuse_non_finite(float(losses), state)
 
     def _may_skip(self, result: StepResult) -> bool:
         """Whether fp16's adaptive loss scale can still go down to cure an overflow."""
@@ -108,7 +128,7 @@ class Figures(Hook):
             backend.log(state.step, values)
         self._progress.update(state.step, values)
         self._loss.zero_()
-        self._counted = self._skipped = 0
+        self._steps = self._counted = self._skipped = 0
         self._mark(state)
 
     def _mean_loss(self) -> float | None:
@@ -119,12 +139,21 @@ class Figures(Hook):
     def _refuse_non_finite(self, loss: float, state: TrainState) -> None:
         if math.isfinite(loss):
             return
-        precision = self._config.precision.precision
-        first = state.step - self._counted - self._skipped + 1
+        first = state.step - max(self._steps, 1) + 1
+        raise TrainingError(f"the loss is {loss} in steps {first} to {state.step} {self._advice()}")
+
+    def _refuse_to_stand_still(self, state: TrainState) -> None:
+        self.check(state)
+        first = state.step - SKIPPED_AT_MOST + 1
         raise TrainingError(
-            f"the loss is {loss} in steps {first} to {state.step} ({precision}): go on from an earlier "
-            "checkpoint with a smaller lr, a longer warmup or gradient_clipping 1.0"
-            + ("" if precision == "fp32" else ", or try precision: fp32")
+            f"no gradient of steps {first} to {state.step} is finite, and nothing is learned {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        precision = self._config.precision.precision
+        return (
+            f"({precision}): go on from an earlier checkpoint with a smaller lr, a longer warmup or "
+            "gradient_clipping 1.0" + ("" if precision == "fp32" else ", or try precision: fp32")
         )
 
     def _mark(self, state: TrainState) -> None:
