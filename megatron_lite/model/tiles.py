@@ -13,6 +13,10 @@ A tile's borders are aligned to its lower right corner, as in flash-attn (its wi
               x x x .      . x x .             . x x x
               x x x x      . . x x             . . x x
               right 0      left 1, right 0     left 1, right 1     neither     left 1
+
+A tile with a border has at most as many queries as keys, n. For torch's flash kernel on CUDA a border of n
+places or more is none, and a left border alone has a right one of n places beside it (flash_api.cpp: mha_fwd,
+set_params_fprop): both are the same only then.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from megatron_lite.model.places import Bounds
 from megatron_lite.parallel.sequence import token_runs
@@ -47,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of scores.
+    """A rectangle of scores, in which each query sees at least one key.
 
     Attributes:
         rows: of the micro-batch.
@@ -114,9 +119,13 @@ def ring_plan(
 
 def blocks(shape: Shape, most: int) -> Iterator[tuple[slice, slice, Shape]]:
     """``shape`` in runs of at most ``most`` queries, each with the keys that it sees and its own shape."""
+    return _runs(shape, range(0, shape.queries, most))
+
+
+def _runs(shape: Shape, begins: Sequence[int]) -> Iterator[tuple[slice, slice, Shape]]:
+    """``shape`` in runs of queries that begin with those in ``begins``."""
     m, n, left, right = shape.queries, shape.keys, shape.left, shape.right
-    for first in range(0, m, most):
-        last = min(first + most, m)
+    for first, last in pairwise((*begins, m)):
         begin = 0 if left is None else max(0, first + n - m - left)
         end = n if right is None else min(n, last + n - m + right)
         moved = end - (last + n - m)  # the corner of the part, from where the whole one's borders put it
@@ -125,6 +134,20 @@ def blocks(shape: Shape, most: int) -> Iterator[tuple[slice, slice, Shape]]:
             None if left is None else left + moved, None if right is None else right - moved,
         )  # fmt: skip
         yield slice(first, last), slice(begin, end), part
+
+
+def _without_long_borders(shape: Shape) -> Iterator[tuple[slice, slice, Shape]]:
+    """``shape`` in runs of queries that are no more than their keys, or see all of them.
+
+    A border crosses n - 1 queries at most: those before and behind it are cut off.
+    """
+    m, n = shape.queries, shape.keys
+    begins = {0}
+    if m > n and shape.right is not None:
+        begins.add(m - 1 - shape.right)  # the first that sees the last key
+    if m > n and shape.left is not None:
+        begins.add(m - n + shape.left + 1)  # the first that does not see the first key
+    return _runs(shape, sorted(begins))
 
 
 def _shape(queries: int, keys: int, left: int | None, right: int | None) -> Shape:
@@ -154,9 +177,11 @@ def _tiles(
                 for key_run, key_offset in _with_offsets(keys):
                     own, theirs = _overlap(query_run, document), _overlap(key_run, document)
                     seen = _seen(own, theirs, window, causal)
-                    if seen:
-                        places_seen = _moved(seen[0], query_offset), _moved(seen[1], key_offset)
-                        tiles.append(Tile(row, *places_seen, seen[2], own == theirs))
+                    if not seen:
+                        continue
+                    for run, columns, shape in _without_long_borders(seen[2]):
+                        there = _moved(seen[0][run], query_offset), _moved(seen[1][columns], key_offset)
+                        tiles.append(Tile(row, *there, shape, own == theirs))
     return tuple(sorted(tiles, key=lambda tile: not tile.diagonal))
 
 

@@ -16,9 +16,10 @@ from small_models import by_name, random_tokens, scatter_weights, small_gpt
 from megatron_lite.model import GPT, token_loss
 from megatron_lite.model.block import Block
 from megatron_lite.model.kernels import flash_attention, sdpa_attention
-from megatron_lite.model.places import Documents, Places, places_of
+from megatron_lite.model.places import Bounds, Documents, Places, places_of
 from megatron_lite.model.tile_kernels import CPU_FLASH, CUDA_FLASH, PLAIN, TileKernel
-from megatron_lite.model.tiles import Shape
+from megatron_lite.model.tiles import Shape, ring_plan
+from megatron_lite.parallel.sequence import token_runs
 
 CPU = torch.device("cpu")
 LENGTH = 20
@@ -32,8 +33,8 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
-def starts_of(bounds: tuple[tuple[int, ...], ...]) -> torch.Tensor:
-    starts = torch.zeros(len(bounds), LENGTH, dtype=torch.int64)
+def starts_of(bounds: Bounds) -> torch.Tensor:
+    starts = torch.zeros(len(bounds), bounds[0][-1], dtype=torch.int64)
     for row, places in enumerate(bounds):
         for place in places[:-1]:
             starts[row, place:] = place
@@ -98,9 +99,10 @@ def test_positions_are_counted_on_unless_they_are_reset() -> None:
     assert (counted[0, 4:] - reset[0, 4:]).abs().amax(-1).min() > 1e-3
 
 
-def seen(window: int | None, causal: bool) -> torch.Tensor:
+def pairs(bounds: Bounds, window: int | None, causal: bool) -> torch.Tensor:
     """The mask of all pairs, [b, s, s], by the definition."""
-    place, first = torch.arange(LENGTH), starts_of(BOUNDS)
+    first = starts_of(bounds)
+    place = torch.arange(first.shape[1])
     found = first[:, :, None] == first[:, None]
     if causal:
         found &= place <= place[:, None]
@@ -127,14 +129,7 @@ def flash_attn_func(
 ) -> torch.Tensor:
     """flash-attn as its documentation says, by a dense mask: query i of m sees key j of n if
     i + n - m - left <= j <= i + n - m + right, where -1 is no limit; causal is right = 0."""
-    m, n = q.shape[1], k.shape[1]
-    left, right = window_size[0], 0 if causal else window_size[1]
-    distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
-    mask = torch.ones(m, n, dtype=torch.bool)
-    if left >= 0:
-        mask &= distance >= -left
-    if right >= 0:
-        mask &= distance <= right
+    mask = between(q.shape[1], k.shape[1], window_size[0], 0 if causal else window_size[1])
     return by_mask(*(each.transpose(1, 2) for each in (q, k, v)), mask[None]).transpose(1, 2)
 
 
@@ -168,7 +163,7 @@ def test_kernels_see_what_the_definition_says(
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
     documents = Documents(BOUNDS, CPU)
-    expected = by_mask(q, k, v, seen(window, causal))
+    expected = by_mask(q, k, v, pairs(BOUNDS, window, causal))
     torch.testing.assert_close(kernel(q, k, v, 0.0, causal, window, documents), expected)
     torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, causal, window), expected[1:2])
 
@@ -196,12 +191,7 @@ def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
         torch.randn(2, heads, length, 4, dtype=torch.float64, requires_grad=True)
         for heads, length in ((4, m), (2, n), (2, n), (4, m))
     )
-    distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
-    mask = torch.ones(m, n, dtype=torch.bool)
-    if shape.right is not None:
-        mask &= distance <= shape.right
-    if shape.left is not None:
-        mask &= distance >= -shape.left
+    mask = between(m, n, *(-1 if border is None else border for border in (shape.left, shape.right)))
     expected = by_mask(q, k, v, mask[None])
     expected.backward(gradient)
     with torch.no_grad():
@@ -214,9 +204,62 @@ def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
         torch.testing.assert_close(got, leaf.grad)
 
 
+def clipped(keys: int, left: int | None, right: int | None) -> tuple[int, int]:
+    """The window that torch's kernel takes the borders for (mha_fwd, then set_params_fprop)."""
+    left, right = (-1 if border is None or border >= keys else border for border in (left, right))
+    if left < 0 <= right:
+        left = keys
+    elif right < 0 <= left:
+        right = keys
+    return left, right
+
+
+def between(m: int, n: int, left: int, right: int) -> torch.Tensor:
+    """Which of n keys each of m queries sees, by borders of a window, -1 for none."""
+    distance = torch.arange(n) - torch.arange(m)[:, None] - (n - m)
+    seen = torch.ones(m, n, dtype=torch.bool)
+    if left >= 0:
+        seen &= distance >= -left
+    if right >= 0:
+        seen &= distance <= right
+    return seen
+
+
+PLANS = [  # length, ranks, bounds, window, causal
+    (256, 2, ((0, 60, 256),), 100, True),  # four keys of a document, its other tokens elsewhere
+    (256, 2, ((0, 20, 140, 256),), 40, False),
+    (256, 4, ((0, 30, 31, 97, 256), (0, 131, 256)), 50, True),
+    (256, 4, ((0, 30, 31, 97, 256), (0, 131, 256)), 50, False),
+    (64, 2, None, 9, True),
+    (64, 2, None, 33, False),
+]
+
+
+@pytest.mark.parametrize(("length", "ranks", "bounds", "window", "causal"), PLANS)
+def test_torch_s_kernel_sees_in_every_tile_what_is_meant(
+    length: int, ranks: int, bounds: Bounds | None, window: int, causal: bool
+) -> None:
+    """And no query sees nothing: its logarithm would be infinite there, and the merged output NaN."""
+    for rank in range(ranks):
+        seen = torch.zeros(len(bounds or [0]), length, length, dtype=torch.bool)
+        own = torch.tensor([place for run in token_runs(length, ranks, rank, ring=True) for place in run])
+        for step in ring_plan(length, ranks, rank, bounds, window, causal):
+            runs = token_runs(length, ranks, step.origin, ring=True)
+            theirs = torch.tensor([place for run in runs for place in run])[step.received]
+            for tile in step.tiles:
+                m, n = tile.shape.queries, tile.shape.keys
+                mask = between(m, n, *clipped(n, tile.shape.left, tile.shape.right))
+                assert mask.any(1).all()
+                for row in range(len(seen))[tile.rows]:
+                    places = torch.meshgrid(own[tile.queries], theirs[tile.keys], indexing="ij")
+                    assert not seen[row][places].any(), "a pair is in two tiles"
+                    seen[row][places] = mask
+        assert torch.equal(seen[:, own], pairs(bounds or ((0, length),), window, causal)[:, own])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_cuda_s_flash_is_asked_for_the_same(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's operator takes the arguments (on the meta device); to flash-attn they mean the same."""
+    """torch's operator takes the arguments (on the meta device), and means the same by them."""
     q, k = torch.randn(1, 2, shape.queries, 8), torch.randn(1, 1, shape.keys, 8)
     on_meta = [each.to("meta", torch.bfloat16) for each in (q, k, k)]
     out, log, drawn = CUDA_FLASH.forward(*on_meta, shape, 0.1, 0)
@@ -226,7 +269,7 @@ def test_cuda_s_flash_is_asked_for_the_same(shape: Shape, monkeypatch: pytest.Mo
     def operator(*given: Any, window_size_left: int | None, window_size_right: int | None) -> tuple[Any, ...]:
         q, k, v, _, _, m, n, dropout, causal, _ = given
         assert (m, n) == (q.shape[1], k.shape[1])
-        window = tuple(-1 if each is None else each for each in (window_size_left, window_size_right))
+        window = clipped(n, window_size_left, window_size_right)
         return flash_attn_func(q, k, v, dropout, causal, window), None, None, None, None
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
