@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -122,12 +123,16 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def check_file(checkpoint: Path, entry: FileEntry) -> None:
-    """Raise :class:`CheckpointError` unless the file has the size and the checksum that the index says."""
+def check_file(checkpoint: Path, entry: FileEntry, sign: Sign = unheard) -> None:
+    """Raise :class:`CheckpointError` unless the file has the size and the checksum that the index says.
+
+    ``sign`` is told of every read.
+    """
     check_size(checkpoint, entry)
     checksum = xxhash.xxh3_64()
     with open(checkpoint / entry.name, "rb") as file:
         while block := file.read(BLOCK):
+            sign(f"verifying {file.name}")
             checksum.update(block)
     if checksum.hexdigest() != entry.xxh3:
         raise CheckpointError(
@@ -149,11 +154,12 @@ def check_size(checkpoint: Path, entry: FileEntry) -> None:
         )
 
 
-def _copy(source: Any, target: torch.Tensor, common: Overlap) -> None:
-    """Copy a rectangle from a stored piece to ``target``, a bounded number of rows at a time."""
+def _copy(source: Any, target: torch.Tensor, common: Overlap, sign: Callable[[], None]) -> None:
+    """Copy a rectangle from a stored piece to ``target``, a bounded number of rows at a time, each told."""
     (read, stride), (write, target_stride) = common.first, common.second
     step = max(1, CHUNK // stride)
     for row in range(0, common.rows, step):
+        sign()
         rows = min(step, common.rows - row)
         first, place = read + row * stride, write + row * target_stride
         stored = source[first : first + (rows - 1) * stride + common.columns]
@@ -163,11 +169,15 @@ def _copy(source: Any, target: torch.Tensor, common: Overlap) -> None:
 
 
 class ElementReader:
-    """Reads any range of elements of any tensor of a checkpoint, from memory-mapped files opened once."""
+    """Reads any range of elements of any tensor of a checkpoint, from memory-mapped files opened once.
 
-    def __init__(self, checkpoint: Path, index: Index) -> None:
+    ``sign`` is told of every read, of at most ``CHUNK`` elements.
+    """
+
+    def __init__(self, checkpoint: Path, index: Index, sign: Sign = unheard) -> None:
         self.checkpoint = checkpoint
         self.index = index
+        self._sign = sign
         self._open: dict[int, Any] = {}
 
     @classmethod
@@ -193,8 +203,9 @@ class ElementReader:
                     if common:
                         key = tensor_key(name, kind, piece.start, piece.stop, piece.region)
                         source = self._slice(piece.file, key)
+                        path = self.checkpoint / self.index.files[piece.file].name
                         for each in common:
-                            _copy(source, target, each)
+                            _copy(source, target, each, partial(self._sign, f"reading {path}"))
 
     def chunks(self, name: str, kind: str, piece: Piece) -> Iterator[torch.Tensor]:
         """The elements of a stored piece of a tensor, at most ``CHUNK`` at a time (1-D, in its dtype)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Layout
 from megatron_lite.checkpoint.optimizer_state import make_state, replay_native_steps, restore_scalars
 from megatron_lite.checkpoint.save import RNG_KEY, optimizer_file
+from megatron_lite.checkpoint.signs import Sign, unheard
 from megatron_lite.checkpoint.together import together
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.parallel.parameter import spec_of
@@ -28,9 +30,17 @@ from megatron_lite.utils.log import LOGGER
 
 NAMED = 3  # how many offending names an error message lists
 
+ADAMS = frozenset({"Adam", "AdamW", "FusedAdam", "DeepSpeedCPUAdam"})
+"""Class names of the optimizers that are Adam, with the same state."""
+
 
 def load_checkpoint(
-    path: Path, engine: Any, context: ParallelContext, load_optimizer: bool = True, load_rng: bool = True
+    path: Path,
+    engine: Any,
+    context: ParallelContext,
+    load_optimizer: bool = True,
+    load_rng: bool = True,
+    sign: Sign = unheard,
 ) -> dict[str, Any]:
     """Fill ``engine`` from a checkpoint of any ZeRO stage and number of ranks; every rank calls this.
 
@@ -44,6 +54,7 @@ def load_checkpoint(
         context: this rank.
         load_optimizer: also optimizer state, loss scale and DeepSpeed's counters; False to fine-tune.
         load_rng: also the random generators, where the number of ranks is that of the writer.
+        sign: told that this rank lives, at every read.
 
     Returns:
         The ``trainer_state`` that was saved.
@@ -60,22 +71,27 @@ def load_checkpoint(
         index = read_index(checkpoint)
         check_model(model, index, checkpoint)
         for entry in index.files[context.rank :: context.world_size]:
-            check_file(checkpoint, entry)
-        return checkpoint, index, layout_of(engine)
+            check_file(checkpoint, entry, sign)
+        layout = layout_of(engine)
+        if load_optimizer:
+            _check_kind_of_optimizer(layout, index, checkpoint)
+        return checkpoint, index, layout
 
-    checkpoint, index, layout = together(context, check)
+    agreed = partial(together, context, sign=sign, doing="loading")
+    checkpoint, index, layout = agreed(check)
     with_state = load_optimizer and index.has_optimizer_state
     if with_state:
-        together(context, lambda: make_state(layout, index))
-        together(context, lambda: _check_optimizer(layout, index, checkpoint, context))
-    together(context, lambda: _fill(ElementReader(checkpoint, index), layout, context, with_state))
+        agreed(lambda: make_state(layout, index, sign))
+        agreed(lambda: _check_optimizer(layout, index, checkpoint, context))
+    agreed(lambda: _fill(ElementReader(checkpoint, index, sign), layout, context, with_state, sign))
+    sign("loading: the parameters are made of the fp32 weights", longer=True)
     layout.refresh()
     if load_optimizer:
         replay_native_steps(layout)
         restore_loss_scaler(layout, index.loss_scaler)
         restore_counters(engine, index.engine)
     if load_rng:
-        together(context, lambda: _restore_rng(checkpoint, index, context))
+        agreed(lambda: _restore_rng(checkpoint, index, context))
     context.barrier()
     return index.trainer_state
 
@@ -114,10 +130,30 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
+def _check_kind_of_optimizer(layout: Layout, index: Index, checkpoint: Path) -> None:
+    """Raise unless the optimizer is the one that the checkpoint is of, or both are Adam.
+
+    The state alone does not tell: SGD without momentum has none.
+    """
+    if layout.optimizer is None:
+        return
+    name = type(layout.optimizer).__name__
+    if name != index.optimizer and not {name, index.optimizer} <= ADAMS:
+        raise CheckpointError(
+            f"{checkpoint} has the state of the optimizer {index.optimizer}, and this run has {name}; use "
+            "the same optimizer, or load the weights only (no_load_optim)"
+        )
+
+
 def _check_optimizer(layout: Layout, index: Index, checkpoint: Path, context: ParallelContext) -> None:
-    """Raise unless the optimizer's state has the kinds and shapes that the checkpoint has."""
+    """Raise unless the optimizer's state has the kinds and shapes that the checkpoint has.
+
+    A parameter may have no state there: it was not trained, or never had a gradient.
+    """
     wanted: dict[str, set[str]] = {}
     for holder in layout.holders:
+        if holder.optimizer is None:
+            continue
         numbers = {k for k, v in holder.state.items() if not hasattr(v, "dim") or v.dim() == 0}
         for part in holder.parts:
             wanted.setdefault(part.name, set()).update(numbers)
@@ -133,19 +169,23 @@ def _check_optimizer(layout: Layout, index: Index, checkpoint: Path, context: Pa
             )
     for name, kinds in wanted.items():
         saved = index.parameters[name].state_kinds
-        if saved and kinds and saved != kinds:
+        if saved and saved != kinds:
             raise CheckpointError(
                 f"{checkpoint} has other optimizer state for {name} ({', '.join(sorted(saved))}, by "
                 f"{index.optimizer}) than this run's {type(layout.optimizer).__name__} needs "
-                f"({', '.join(sorted(kinds))}); use the same optimizer, or load the weights only"
+                f"({', '.join(sorted(kinds)) or 'none'}); use the same optimizer with the same settings, or "
+                "load the weights only (no_load_optim)"
             )
 
 
-def _fill(reader: ElementReader, layout: Layout, context: ParallelContext, with_state: bool) -> None:
+def _fill(
+    reader: ElementReader, layout: Layout, context: ParallelContext, with_state: bool, sign: Sign
+) -> None:
     """Read this rank's elements, and set the numbers of the optimizer's state."""
     parameters = reader.index.parameters
     for holder in layout.holders:
         # ZeRO 3 leaves the padding of its partitions uninitialised, and optimizers that take norms see it.
+        sign("loading")
         holder.tensor.detach().zero_()
     for fragment in layout_fragments(layout, context):
         if fragment.kind == WEIGHT or (with_state and fragment.kind in parameters[fragment.name].tensors):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 
 from megatron_lite.checkpoint.index import Index, ParameterEntry
 from megatron_lite.checkpoint.layouts.layout import Holder, Layout
+from megatron_lite.checkpoint.signs import Sign, unheard
 
 
 def scalars_of(holder: Holder) -> dict[str, float]:
@@ -26,12 +28,30 @@ def collect_scalars(layout: Layout) -> dict[str, dict[str, float]]:
 
     Parameters that share a holder share its numbers.
     """
+    by_holder = [scalars_of(holder) for holder in layout.holders]
+    if type(layout.optimizer).__name__ == "FusedAdam":
+        _share_steps(layout, by_holder)
     return {
         part.name: numbers
-        for holder in layout.holders
-        if (numbers := scalars_of(holder))
+        for holder, numbers in zip(layout.holders, by_holder, strict=True)
+        if numbers
         for part in holder.parts
     }
+
+
+def _share_steps(layout: Layout, by_holder: list[dict[str, float]]) -> None:
+    """Give all of a group the step of the group, as DeepSpeed's FusedAdam means it.
+
+    It updates a group in one launch, with the step of the group's last parameter with a gradient, and counts
+    in that one's state only (``ops/adam/fused_adam.py``, after the loop): three parameters after 5 steps hold
+    0, 0 and 5. Other optimizers count for each parameter, and a 0 is a 0.
+    """
+    steps: dict[int, float] = defaultdict(float)
+    for holder, numbers in zip(layout.holders, by_holder, strict=True):
+        steps[holder.group] = max(steps[holder.group], numbers.get("step", 0))
+    for holder, numbers in zip(layout.holders, by_holder, strict=True):
+        if "step" in numbers:
+            numbers["step"] = steps[holder.group]
 
 
 def restore_scalars(holder: Holder, parameters: dict[str, ParameterEntry]) -> None:
@@ -51,14 +71,16 @@ def restore_scalars(holder: Holder, parameters: dict[str, ParameterEntry]) -> No
             holder.set_number(kind, type(value)(max(numbers)))
 
 
-def make_state(layout: Layout, index: Index) -> None:
+def make_state(layout: Layout, index: Index, sign: Sign = unheard) -> None:
     """Let the optimizer make the state that it makes lazily, for the holders whose state the checkpoint has.
 
     Nobody but the optimizer knows the names, types and shapes of its state, so it takes a step with zero
     gradients at rate 0, one holder at a time (the extra memory is that holder's gradient). That leaves the
-    weights as they were; what it does to the state does not matter, that is filled afterwards.
+    weights as they were; what it does to the state does not matter, that is filled afterwards. ``sign`` is
+    told of every holder.
     """
     for holder in layout.holders:
+        sign("making the optimizer's state")
         saved = any(index.parameters[part.name].state_kinds for part in holder.parts)
         if holder.optimizer is None or holder.state or not saved:
             continue

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from megatron_lite.checkpoint.files import ElementReader, Item, check_file, write_file
-from megatron_lite.checkpoint.folder import checkpoint_name
+from megatron_lite.checkpoint.folder import TEMPORARY, checkpoint_name
 from megatron_lite.checkpoint.index import WEIGHT, ParameterEntry, tensor_key
 from megatron_lite.checkpoint.regions import Region
 from megatron_lite.checkpoint.save import (
     RNG_KEY,
-    TEMPORARY,
     Written,
     make_empty,
     optimizer_file,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from megatron_lite.checkpoint.files import Item, item_of, write_file
 from megatron_lite.checkpoint.folder import (
-    LATEST,
+    TEMPORARY,
     checkpoint_name,
-    remove_checkpoint,
+    remove,
+    remove_leftovers,
     remove_old,
+    replace_checkpoint,
     set_latest,
 )
 from megatron_lite.checkpoint.fragments import Fragment
@@ -35,9 +36,6 @@ from megatron_lite.checkpoint.snapshot import Snapshot, take_snapshot
 from megatron_lite.checkpoint.together import Group, gather_on_first, on_first_rank, together
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.utils.files import fsync_directory, write_text
-
-TEMPORARY = ".tmp-"
-"""How the names of folders begin that are not (or no longer) checkpoints."""
 
 RNG_KEY = "rng"
 """Where a rank's random generators are in the metadata of its optimizer file."""
@@ -81,7 +79,7 @@ def save_checkpoint(
         config_keys: JSON-able; the run's flat configuration.
         context: this rank.
         keep_last: how many checkpoints stay in ``folder``; all when None. Older ones go only once the new
-            one is complete.
+            one is complete (see :func:`megatron_lite.checkpoint.folder.remove_old`).
         sign: told that this rank lives, at least every ``files.FLUSHED`` bytes.
 
     Returns:
@@ -113,12 +111,12 @@ def write_checkpoint(
     temporary = folder / f"{TEMPORARY}{checkpoint_name(step)}"
     target = folder / checkpoint_name(step)
     try:
-        on_first_rank(context, lambda: make_empty(temporary), group, sign)
+        on_first_rank(context, lambda: make_empty(temporary, sign), group, sign)
         written = together(context, lambda: _write_rank(temporary, snapshot, context, sign), group, sign)
         everything = gather_on_first(context, written, group)
         on_first_rank(
             context,
-            lambda: publish(temporary, target, whole_index(snapshot.head, everything), keep_last),
+            lambda: publish(temporary, target, whole_index(snapshot.head, everything), keep_last, sign),
             group,
             sign,
         )
@@ -128,12 +126,9 @@ def write_checkpoint(
     return target
 
 
-def make_empty(temporary: Path) -> None:
+def make_empty(temporary: Path, sign: Sign = unheard) -> None:
     """Make the temporary folder; runs that were killed while saving may have left some."""
-    for leftover in temporary.parent.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover)
-    for leftover in temporary.parent.glob(f".{LATEST}.*.tmp"):
-        leftover.unlink()
+    remove_leftovers(temporary.parent, sign)
     temporary.mkdir(parents=True)
 
 
@@ -185,18 +180,17 @@ def whole_index(head: Index, everything: list[Written]) -> Index:
     return index
 
 
-def publish(temporary: Path, target: Path, index: Index, keep_last: int | None = None) -> None:
+def publish(
+    temporary: Path, target: Path, index: Index, keep_last: int | None = None, sign: Sign = unheard
+) -> None:
     """Write the index, give the complete checkpoint its name, let ``latest`` name it, remove old ones."""
     check_complete(index, temporary)
     write_text(temporary / INDEX_NAME, encode_index(index))
     folder = target.parent
-    replaced = folder / f"{TEMPORARY}replaced"
-    if target.exists():
-        os.rename(target, replaced)
-    os.rename(temporary, target)
+    replaced = replace_checkpoint(temporary, target)
     fsync_directory(folder)
     set_latest(folder, index.step)
-    if replaced.exists():
-        remove_checkpoint(replaced)
+    if replaced is not None:
+        remove(replaced, sign)
     if keep_last is not None:
-        remove_old(folder, newest=index.step, keep_last=max(1, keep_last))
+        remove_old(folder, index.step, max(1, keep_last), sign)

@@ -1,4 +1,4 @@
-"""Signs of life of a rank that saves: a disk may be slow, and whoever watches must know that all is well."""
+"""Signs of life of a rank that saves or loads: who watches must know that all is well on a slow disk."""
 
 from __future__ import annotations
 

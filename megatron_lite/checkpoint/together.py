@@ -22,20 +22,26 @@ T = TypeVar("T")
 Group = dist.ProcessGroup | None
 
 
-def together(context: ParallelContext, work: Callable[[], T], group: Group = None, sign: Sign = unheard) -> T:
+def together(
+    context: ParallelContext,
+    work: Callable[[], T],
+    group: Group = None,
+    sign: Sign = unheard,
+    doing: str = "saving",
+) -> T:
     """``work()`` on every rank; when it fails on one, every rank raises the same :class:`CheckpointError`.
 
     Only a flag is exchanged when all is well. A failure that is not the user's or the machine's (a defect of
-    this program) is raised as it is on its own rank, with its traceback. ``sign`` is told of the work and of
-    the waiting for the other ranks.
+    this program) is raised as it is on its own rank, with its traceback. ``sign`` is told of the work, called
+    ``doing``, and of the waiting for the other ranks.
     """
     result, error = None, None
-    sign("saving")
+    sign(doing)
     try:
         result = work()
     except Exception as caught:
         error = caught
-    sign("saving: it waits for the other ranks", longer=True)
+    sign(f"{doing}: it waits for the other ranks", longer=True)
     if largest(context, int(error is not None), group):
         sentence = _first_sentence(context, error, group)
         if error is not None and not isinstance(error, OSError | UserError):

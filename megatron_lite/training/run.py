@@ -183,7 +183,7 @@ def checkpoint_to_load(config: Config) -> Path | None:
     if not steps:
         LOGGER.info("no checkpoint in %s yet: beginning with fresh weights", folder)
         return None
-    LOGGER.warning("%s has no file %s: taking the newest complete checkpoint there", folder, LATEST)
+    LOGGER.info("%s has no file %s: taking the newest complete checkpoint there", folder, LATEST)
     return find_checkpoint(folder, steps[-1])
 
 
@@ -192,7 +192,8 @@ def begin_from(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Fill ``engine`` from ``checkpoint``. ``finetune`` takes the weights only.
 
-    ``sign`` is told that this rank lives. Returns the state to go on from, and what the checkpoint tells of the data.
+    ``sign`` is told that this rank lives. Returns the state to go on from, and what the checkpoint tells of
+    the data.
     """
     if checkpoint is None:
         return TrainState(), {}

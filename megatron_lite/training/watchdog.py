@@ -46,11 +46,11 @@ class Sign(NamedTuple):
 class Watchdog:
     """Watches over this rank, and hears of the others; a context manager, within the run's process group.
 
-    The rank gives a sign of life at every step, at every micro-batch and at every write of a checkpoint
-    (:meth:`sign`, :meth:`alive`); that costs one assignment. A thread counts the seconds since the last one.
-    When they are too many, it tells the other ranks through the process group's store; each writes the Python
-    stacks of all its threads to standard error, every line with its rank, and ends with status HANG. Ranks
-    that wait in a collective for the one that hangs show their stacks, too.
+    The rank gives a sign of life at every step, at every micro-batch and at every read and write of a
+    checkpoint (:meth:`sign`, :meth:`alive`); that costs one assignment. A thread counts the seconds since the
+    last one. When they are too many, it tells the other ranks through the process group's store; each writes
+    the Python stacks of all its threads to standard error, every line with its rank, and ends with status
+    HANG. Ranks that wait in a collective for the one that hangs show their stacks, too.
 
     Where no thread of ours gets to run, because C code holds the interpreter's lock, the stacks come from
     ``faulthandler``: on SIGUSR1, which our launcher sends to a rank that does not end, or by a timer.

@@ -125,7 +125,7 @@ def test_a_wrong_checkpoint_is_told_and_changes_nothing(tmp_path: Path) -> None:
         assert expected in first[name]
         assert "\n" not in first[name]
     wants = {
-        "optimizer": "(exp_avg, exp_avg_sq, step, by AdamW) than this run's SGD needs (momentum_buffer)",
+        "optimizer": "has the state of the optimizer AdamW, and this run has SGD",
         "factored": "(col_var, row_var, step, by Adafactor) than this run's Adafactor needs (step, variance)",
         "model": "another model: it has in another shape embed_in.weight (13, 10) instead of (13, 11)",
     }
