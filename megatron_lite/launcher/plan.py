@@ -97,11 +97,17 @@ def _parts(parts: dict[str, int]) -> str:
 
 
 def _attention_kernel(config: Config, machine: Machine) -> str:
-    """The kernel that ``attention_backend`` means on ``machine``: the model's rule, told without torch."""
+    """The kernel that ``attention_backend`` means on ``machine``: the model's rule, told without torch.
+
+    It takes the GPUs for Ampere or newer: older ones run no flash-attn, whatever is installed.
+    """
     backend = config.model.attention_backend
     if backend != "auto":
         return backend
     has_flash = (
-        bool(machine.gpus) and config.precision.precision != "fp32" and find_spec("flash_attn") is not None
+        bool(machine.gpus)
+        and config.precision.precision != "fp32"
+        and config.model.head_size <= 256
+        and find_spec("flash_attn") is not None
     )
     return "flash_attn" if has_flash else "sdpa"

@@ -78,7 +78,7 @@ class Attention(nn.Module):
     def _attend_by_kernel(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: Places | None, dropout: float
     ) -> torch.Tensor:
-        run = ATTENTION_KERNELS[choose_kernel(self.backend, q.device.type, q.dtype)].run
+        run = ATTENTION_KERNELS[choose_kernel(self.backend, q.device, q.dtype, q.shape[-1])].run
         length = places.length if places else q.shape[2]
         window = None if self.window is None or self.window >= length else self.window
         if places is None:

@@ -100,8 +100,10 @@ def build_gpt(config: Config, factory: ParameterFactory) -> GPT:
     """The model that ``config`` describes, its parameters made by ``factory``.
 
     Raises:
-        ConfigError: the attention back end that was asked for cannot run in the factory's dtype and device.
+        ConfigError: the attention back end that was asked for cannot run in the factory's dtype, on its
+            device or with such heads.
     """
     if factory.device.type != "meta":
-        choose_kernel(config.model.attention_backend, factory.device.type, factory.dtype)
+        name, head_size = config.model.attention_backend, config.model.head_size
+        choose_kernel(name, factory.device, factory.dtype, head_size)
     return GPT(config.model, factory)

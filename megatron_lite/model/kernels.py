@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_lite.model.places import Documents
+from megatron_lite.model.tile_kernels import flash_knows
 from megatron_lite.model.tiled import tiled_attention
 from megatron_lite.utils.errors import ConfigError
 
@@ -31,12 +32,12 @@ class AttentionKernel:
 
     Attributes:
         run: what computes it.
-        serves: (device type, dtype) → whether it can run there.
+        serves: (device, dtype, width of a head) → whether it can run there.
         needs: what it asks for, for the error message.
     """
 
     run: Run
-    serves: Callable[[str, torch.dtype], bool]
+    serves: Callable[[torch.device, torch.dtype, int], bool]
     needs: str
 
 
@@ -87,38 +88,40 @@ def flash_attention(
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
-def flash_serves(device_type: str, dtype: torch.dtype) -> bool:
+def flash_serves(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     """Whether flash-attn is installed and has a kernel for this."""
-    return (
-        device_type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
-        and find_spec("flash_attn") is not None
-    )
+    return flash_knows(device, dtype, head_size) and find_spec("flash_attn") is not None
 
 
 ATTENTION_KERNELS: dict[str, AttentionKernel] = {
     "flash_attn": AttentionKernel(
-        flash_attention, flash_serves, "the flash-attn package, a CUDA device and fp16 or bf16"
+        flash_attention,
+        flash_serves,
+        "the flash-attn package, a CUDA device of compute capability 8.0 (Ampere) or more, heads of at most "
+        "256 channels and fp16 or bf16",
     ),
-    "sdpa": AttentionKernel(sdpa_attention, lambda device_type, dtype: True, "nothing"),
+    "sdpa": AttentionKernel(sdpa_attention, lambda device, dtype, head_size: True, "nothing"),
 }
 """``attention_backend`` → kernel, the preferred first. To add one: a line here."""
 
 
-def choose_kernel(name: str, device_type: str, dtype: torch.dtype) -> str:
+def choose_kernel(name: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """The name of the kernel that ``attention_backend = name`` ("auto": the first that serves) means there.
 
     Raises:
         ConfigError: the kernel that was asked for cannot run there, or there is none of this name.
     """
     if name == "auto":
-        return next(each for each, kernel in ATTENTION_KERNELS.items() if kernel.serves(device_type, dtype))
+        found = (
+            each for each, kernel in ATTENTION_KERNELS.items() if kernel.serves(device, dtype, head_size)
+        )
+        return next(found)
     if name not in ATTENTION_KERNELS:
         raise ConfigError(f"attention_backend: {name} is none of auto, {', '.join(ATTENTION_KERNELS)}.")
     kernel = ATTENTION_KERNELS[name]
-    if not kernel.serves(device_type, dtype):
+    if not kernel.serves(device, dtype, head_size):
         raise ConfigError(
-            f"attention_backend: {name} needs {kernel.needs}, but the model is {dtype} on {device_type};"
-            ' set it to "auto".'
+            f"attention_backend: {name} needs {kernel.needs}, but the model is {dtype} with heads of "
+            f'{head_size} on {device.type}; set it to "auto".'
         )
     return name

@@ -42,14 +42,20 @@ class TileKernel:
     ]
 
 
+def flash_knows(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether flash attention 2 for CUDA, torch's and the flash-attn package, computes there."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_size <= 256
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
 def tile_kernel(q: Tensor, dropout: float) -> TileKernel:
     """The fastest that can compute with heads like ``q``'s."""
-    if (
-        q.is_cuda
-        and q.dtype in (torch.float16, torch.bfloat16)
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= 256
-    ):
+    head_size = q.shape[-1]
+    if head_size % 8 == 0 and flash_knows(q.device, q.dtype, head_size):  # the package fills them up to 8
         return CUDA_FLASH
     return CPU_FLASH if q.device.type == "cpu" and not dropout else PLAIN
 

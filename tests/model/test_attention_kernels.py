@@ -14,6 +14,7 @@ from small_models import random_tokens, scatter_weights, small_config, small_gpt
 
 from megatron_lite.model import build_gpt, kernels
 from megatron_lite.model.kernels import ATTENTION_KERNELS, choose_kernel, flash_attention, sdpa_attention
+from megatron_lite.model.tile_kernels import CPU_FLASH, CUDA_FLASH, PLAIN, TileKernel, tile_kernel
 from megatron_lite.parallel.parameter import ParameterFactory
 from megatron_lite.utils.errors import ConfigError
 
@@ -37,22 +38,36 @@ def test_sdpa_is_the_formula(kv_heads: int, causal: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "installed", "expected"),
+    ("device", "dtype", "head_size", "capability", "installed", "expected", "tiles"),
     [
-        ("cuda", torch.bfloat16, True, "flash_attn"),
-        ("cuda", torch.float16, True, "flash_attn"),
-        ("cuda", torch.float32, True, "sdpa"),
-        ("cuda", torch.bfloat16, False, "sdpa"),
-        ("cpu", torch.bfloat16, True, "sdpa"),
-        ("cpu", torch.float32, True, "sdpa"),
+        ("cuda", torch.bfloat16, 128, (9, 0), True, "flash_attn", CUDA_FLASH),
+        ("cuda", torch.float16, 256, (8, 0), True, "flash_attn", CUDA_FLASH),
+        ("cuda", torch.float16, 100, (8, 6), True, "flash_attn", PLAIN),  # a head that is no multiple of 8
+        ("cuda", torch.float16, 264, (9, 0), True, "sdpa", PLAIN),
+        ("cuda", torch.float16, 64, (7, 5), True, "sdpa", PLAIN),  # T4
+        ("cuda", torch.float32, 64, (9, 0), True, "sdpa", PLAIN),
+        ("cuda", torch.bfloat16, 64, (9, 0), False, "sdpa", CUDA_FLASH),
+        ("cpu", torch.bfloat16, 64, None, True, "sdpa", CPU_FLASH),
+        ("cpu", torch.float32, 64, None, True, "sdpa", CPU_FLASH),
     ],
 )
 def test_auto_takes_the_fastest_that_serves(
-    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, installed: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    dtype: torch.dtype,
+    head_size: int,
+    capability: tuple[int, int] | None,
+    installed: bool,
+    expected: str,
+    tiles: TileKernel,
 ) -> None:
+    """Flash attention 2 is for Ampere and newer, heads of up to 256; anything else falls back."""
     monkeypatch.setattr(kernels, "find_spec", lambda name: object() if installed else None)
-    assert choose_kernel("auto", device, dtype) == expected
-    assert choose_kernel("sdpa", device, dtype) == "sdpa"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    there = torch.device(device)
+    assert choose_kernel("auto", there, dtype, head_size) == expected
+    assert choose_kernel("sdpa", there, dtype, head_size) == "sdpa"
+    assert tile_kernel(Mock(device=there, dtype=dtype, shape=(1, 2, 4, head_size)), 0.0) is tiles
 
 
 def test_a_forced_kernel_that_cannot_run_is_an_error() -> None:
@@ -78,7 +93,7 @@ def flash_attn_func(
 def test_model_with_a_stand_in_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = Mock(side_effect=flash_attn_func)
     monkeypatch.setitem(sys.modules, "flash_attn", Mock(flash_attn_func=stand_in))
-    everywhere = replace(ATTENTION_KERNELS["flash_attn"], serves=lambda device, dtype: True)
+    everywhere = replace(ATTENTION_KERNELS["flash_attn"], serves=lambda device, dtype, head_size: True)
     monkeypatch.setitem(ATTENTION_KERNELS, "flash_attn", everywhere)
     tokens = random_tokens(2, 12)
     by_sdpa = small_gpt(pos_emb="rotary", num_kv_heads=2, attention_backend="sdpa")
