@@ -44,10 +44,13 @@ def rows(batch: Batch, start: int, count: int) -> Batch:
     )
 
 
-def bare_curve(masked: bool = False, dtype: torch.dtype = torch.float32, **keys: Any) -> Curve:
-    """Plain PyTorch: the whole batch at once, textbook cross entropy, AdamW, clipping."""
+def bare_curve(masked: bool = False, left_out: int | None = None, **keys: Any) -> Curve:
+    """Plain PyTorch: the whole batch at once, textbook cross entropy, AdamW, clipping.
+
+    The update of the step ``left_out`` is not made.
+    """
     config = make_config(**keys)
-    model = build_gpt(config, ParameterFactory(config.training.seed, dtype))
+    model = build_gpt(config, ParameterFactory(config.training.seed, torch.float32))
     matrices = [p for p in model.parameters() if spec_of(p).decays]
     others = [p for p in model.parameters() if not spec_of(p).decays]
     decay = config.optimizer.weight_decay
@@ -63,44 +66,59 @@ def bare_curve(masked: bool = False, dtype: torch.dtype = torch.float32, **keys:
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)
-        optimizer.step()
+        if step == left_out:
+            norm = torch.tensor(torch.inf)
+        else:
+            optimizer.step()
         curve.append((float(loss.detach()), float(norm)))
     return curve
 
 
-def engine_rank(cases: list[dict[str, Any]], world_size: int, masked: bool) -> list[Curve]:
-    return [engine_curve(keys, world_size, masked) for keys in cases]
+def engine_rank(
+    cases: list[dict[str, Any]], world_size: int, masked: bool, spoiled: int | None
+) -> list[Curve]:
+    return [engine_curve(keys, world_size, masked, spoiled) for keys in cases]
 
 
-def engine_curve(keys: dict[str, Any], world_size: int, masked: bool) -> Curve:
-    """One rank's engine on its share of the same batches; the loss averaged over the ranks."""
-    from megatron_lite.parallel.context import context_from_environment
+def engine_curve(keys: dict[str, Any], world_size: int, masked: bool, spoiled: int | None) -> Curve:
+    """One rank's engine on its share of the same batches; the loss averaged over the ranks.
+
+    The gradient of the step ``spoiled`` is not finite, though its loss is.
+    """
+    from megatron_lite.parallel.context import arrange, context_from_environment
     from megatron_lite.training.distributed import distributed
-    from megatron_lite.training.engine import Engine
-    from megatron_lite.training.objectives import causal_lm
+    from megatron_lite.training.objectives import OBJECTIVES, causal_lm
+    from megatron_lite.training.run import open_engine
+
+    def objective(*arguments: Any) -> torch.Tensor:
+        losses = causal_lm(*arguments)
+        return losses + (losses - losses.detach()).sqrt() if step == spoiled else losses
 
     config = make_config(world_size, **keys)
     context = context_from_environment()
     size = config.batch.train_micro_batch_size_per_gpu
-    curve = []
+    curve, skipped = [], []
+    OBJECTIVES["causal_lm"] = objective
     with distributed(context):
-        engine = Engine(
-            config,
-            context,
-            lambda dtype: build_gpt(config, ParameterFactory(config.training.seed, dtype)),
-            causal_lm,
-        )
+        context = arrange(context, config.parallel)
+        engine = open_engine(config, context)
         for step in range(STEPS):
             batch = global_batch(step, masked)
-            starts = range(context.rank * size, SAMPLES, size * world_size)
+            starts = range(context.data_rank * size, SAMPLES, size * context.data_size)
             result = engine.train_step([rows(batch, start, size) for start in starts], LR)
-            loss = context.sum_over_replicas(result.loss.clone()) / world_size
+            loss = context.sum_over_replicas(result.loss.clone()) / context.data_size
             curve.append((float(loss), float(result.grad_norm)))
+            skipped += [step] if result.skipped else []
+        if spoiled is not None:
+            counted = engine.deepspeed.global_steps, engine.deepspeed.skipped_steps
+            assert (skipped, counted) == ([spoiled], (STEPS, 1))
     return curve
 
 
-def engine_curves(cases: list[dict[str, Any]], world_size: int, masked: bool = False) -> list[Curve]:
-    by_rank = run_ranks(engine_rank, world_size, cases, world_size, masked, timeout=180)
+def engine_curves(
+    cases: list[dict[str, Any]], world_size: int, masked: bool = False, spoiled: int | None = None
+) -> list[Curve]:
+    by_rank = run_ranks(engine_rank, world_size, cases, world_size, masked, spoiled, timeout=180)
     assert all(curves == by_rank[0] for curves in by_rank), "the ranks disagree"
     return by_rank[0]
 
@@ -148,6 +166,15 @@ def test_without_clipping_the_norm_is_told_all_the_same() -> None:
     assert config.optimizer.gradient_clipping == 0
     reference = bare_curve(gradient_clipping=1e9)
     for curve in engine_curves(cases, 2):
+        assert_same_curve(curve, reference, 1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    """At every stage, also in a pipeline: the curve of the bare loop that makes no update in that step."""
+    cases: list[dict[str, Any]] = [{"zero_optimization": {"stage": stage}} for stage in (0, 2, 3)]
+    cases.append({"pipe_parallel_size": 2})  # which is ZeRO 1
+    reference = bare_curve(left_out=5)
+    for curve in engine_curves(cases, 2, spoiled=5):
         assert_same_curve(curve, reference, 1e-5)
 
 
