@@ -65,5 +65,5 @@ def test_any_run_of_any_part_from_any_parts(shape: tuple[int, ...], interleaved:
                     piece = take(whole, other)[first:last]
                     for block in blocks(shape, dim, other, first, last):
                         for found in filter(None, (overlap(block, each) for each in wanted)):
-                            _copy(piece, target, found)
+                            _copy(piece, target, found, lambda: None)
                 assert torch.equal(target, expected[start:stop])
