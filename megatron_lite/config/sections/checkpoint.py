@@ -24,8 +24,8 @@ class CheckpointSection(Section):
     end only."""
     checkpoint_scale: Literal["linear", "log"] = "linear"
     """How the steps of checkpoints grow."""
-    extra_save_iters: tuple[Positive, ...] = ()
-    """Further steps to save at."""
+    extra_save_iters: tuple[NonNegative, ...] = ()
+    """Further steps to save at; 0 is before the first one."""
     keep_last_n_checkpoints: Positive | None = None
     """Delete older checkpoints. None: keep all."""
     async_save: Bool = False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_lite.checkpoint import save_checkpoint
 from megatron_lite.checkpoint.background import BackgroundSaver
+from megatron_lite.checkpoint.folder import complete_steps
 from megatron_lite.checkpoint.shared import check_shared
 from megatron_lite.checkpoint.signs import Sign
 from megatron_lite.config import Config
@@ -45,8 +46,11 @@ class Checkpoints(Hook):
         self._background = BackgroundSaver(context, sign) if config.checkpoint.async_save else None
 
     def begin(self, state: TrainState) -> None:
-        """See that the folder can be used. A run that has nothing left to do has nothing to save."""
-        check_shared(Path(self._config.checkpoint.save), self._context, self._sign)
+        """See that the folder can be used; save the beginning when due, unless the run goes on from it."""
+        keys = self._config.checkpoint
+        check_shared(Path(keys.save), self._context, self._sign)
+        if state.step == 0 and is_due(0, keys) and not _begins_from_own(keys):
+            self._save(state)
         self._saved_step = state.step
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
@@ -88,16 +92,22 @@ def _tell(saved: Path | None) -> None:
         LOGGER.info("saved %s", saved)
 
 
+def _begins_from_own(keys: CheckpointSection) -> bool:
+    """Whether a run at step 0 has loaded the checkpoint that it would save."""
+    own_folder = keys.load is not None and Path(keys.load).absolute() == Path(keys.save).absolute()
+    return own_folder and not keys.finetune and 0 in complete_steps(Path(keys.save))
+
+
 def is_due(step: int, keys: CheckpointSection) -> bool:
     """Whether ``step`` is to be saved: a multiple of ``checkpoint_factor``, or one of ``extra_save_iters``.
 
     With ``checkpoint_scale: log`` the powers of ``checkpoint_factor``, rounded down, take the place of its
-    multiples: 1, f, f², … (GPT-NeoX's rule).
+    multiples: 1, f, f², … (GPT-NeoX's rule). 0, before the first step, is none of either.
     """
     if step in keys.extra_save_iters:
         return True
     factor = keys.checkpoint_factor
-    if factor is None:
+    if factor is None or step == 0:
         return False
     if keys.checkpoint_scale == "linear":
         return step % max(1, int(factor)) == 0
