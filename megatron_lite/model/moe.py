@@ -49,7 +49,7 @@ class MixtureOfExperts(nn.Module):
         tokens, k = chosen.shape
         order, place = _sorting(chosen.flatten())
         rows = _Take.apply(x.flatten(0, 1), order // k, place.view(tokens, k))
-        counts = torch.bincount(chosen.flatten(), minlength=self.num_experts)
+        counts = _counts(chosen.flatten(), self.num_experts)
         out = self.experts(rows, counts) if self.axis.size == 1 else self._elsewhere(rows, counts)
         out = _Take.apply(out, place, order[:, None]).unflatten(0, (tokens, k))
         mixed = (out * weights.flatten(0, 1).to(out.dtype)[..., None]).sum(1)
@@ -63,7 +63,7 @@ class MixtureOfExperts(nn.Module):
         own = counts.view(self.axis.size, -1)
         each = [1] * self.axis.size
         theirs = start_exchange(own, each, each, self.axis)()  # [sender, expert here]
-        sent, received = own.sum(1).tolist(), theirs.sum(1).tolist()
+        sent, received = torch.stack([own.sum(1), theirs.sum(1)]).tolist()
         rows = exchanged(rows, sent, received, self.axis)
         expert = torch.arange(theirs.numel(), device=rows.device) % theirs.shape[1]
         order, place = _sorting(expert.repeat_interleave(theirs.flatten(), output_size=len(rows)))
@@ -71,6 +71,11 @@ class MixtureOfExperts(nn.Module):
         out = self.experts(rows, theirs.sum(0))
         out = _Take.apply(out, place, order[:, None])
         return exchanged(out, received, sent, self.axis)
+
+
+def _counts(keys: torch.Tensor, most: int) -> torch.Tensor:
+    """How many of ``keys`` are 0, 1, ... most - 1. ``bincount`` would wait for their maximum on the host."""
+    return keys.new_zeros(most).scatter_add_(0, keys, torch.ones_like(keys))
 
 
 def _sorting(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

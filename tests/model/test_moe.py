@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from small_models import VOCABULARY, random_tokens, scatter_weights, small_config, small_gpt
 from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
 
+from megatron_lite.model import experts, moe
 from megatron_lite.model.experts import grouped, one_by_one
 from megatron_lite.model.mlp import MLP
 from megatron_lite.model.moe import MixtureOfExperts, routers_of
@@ -105,6 +107,24 @@ def test_both_products_are_the_same(counts: list[int], has_bias: bool) -> None:
         found.append([out, *torch.autograd.grad(out, used, gradient)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_host_waits_for_counts_only_where_experts_are_divided(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there once: the meta device has no numbers, so that any other reading of them fails."""
+    read = Mock(return_value=[[21, 21], [21, 21]])
+    monkeypatch.setattr(torch.Tensor, "tolist", read)
+    monkeypatch.setattr(moe, "start_exchange", lambda counts, *sizes: lambda: counts)
+    monkeypatch.setattr(moe, "exchanged", lambda rows, *sizes: rows)
+    monkeypatch.setattr(experts, "choose_expert_linear", lambda *where: grouped)
+    factory = ParameterFactory(1, torch.bfloat16, torch.device("meta"), expert=Axis(ranks, 0))
+    ours = MixtureOfExperts(small_config(**EXPERTS).model, factory)
+    x = torch.randn(3, 7, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    ours(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert read.call_count == ranks - 1
 
 
 def balance(router: Router, x: torch.Tensor) -> torch.Tensor:
