@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from megatron_lite.model.places import Documents
-from megatron_lite.model.tile_kernels import flash_knows
+from megatron_lite.model.tile_kernels import CUDA_FLASH, flash_knows, tile_kernel
 from megatron_lite.model.tiled import tiled_attention
 from megatron_lite.utils.errors import ConfigError
 
@@ -50,11 +52,19 @@ def sdpa_attention(
     window: int | None = None,
     documents: Documents | None = None,
 ) -> torch.Tensor:
-    """torch's scaled_dot_product_attention over whole sequences, or its kernels tile by tile."""
+    """torch's scaled_dot_product_attention over whole sequences, or its kernels.
+
+    These go tile by tile, but take all documents at once on CUDA, unless there is dropout: torch's function
+    for that has none.
+    """
     if window is None and documents is None:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
+    if documents is not None and not dropout and tile_kernel(q, dropout) is CUDA_FLASH:
+        left = -1 if window is None else window - 1
+        run = partial(varlen_attn, window_size=(left, 0 if causal else left), enable_gqa=True)
+        return _end_to_end(run, q, k, v, documents)
     return tiled_attention(q, k, v, dropout, causal, window, documents)
 
 
@@ -76,16 +86,25 @@ def flash_attention(
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 
     seen = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    if documents is None:
-        out = flash_attn_func(q, k, v, dropout, causal=causal, window_size=seen)
-        return out.transpose(1, 2)
-    rows, length = q.shape[:2]
-    packed = [each.flatten(0, 1) for each in (q, k, v)]
-    ends = documents.cumulative
-    options = {"causal": causal, "window_size": seen}
-    out = flash_attn_varlen_func(*packed, ends, ends, length, length, dropout, **options)
-    return out.unflatten(0, (rows, length)).transpose(1, 2)
+    options = {"dropout_p": dropout, "causal": causal, "window_size": seen}
+    if documents is not None:
+        return _end_to_end(partial(flash_attn_varlen_func, **options), q, k, v, documents)
+    return flash_attn_func(*(each.transpose(1, 2) for each in (q, k, v)), **options).transpose(1, 2)
+
+
+@torch.compiler.disable  # a graph would be for these documents only
+def _end_to_end(
+    run: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    documents: Documents,
+) -> torch.Tensor:
+    """``run`` on the documents of all rows, laid end to end: [tokens, heads, d]."""
+    packed = [each.transpose(1, 2).flatten(0, 1) for each in (q, k, v)]
+    ends, longest = documents.cumulative, documents.longest
+    out = run(*packed, ends, ends, longest, longest)
+    return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
 
 def flash_serves(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,12 +29,17 @@ class Documents:
 
     @cached_property
     def cumulative(self) -> torch.Tensor:
-        """int32 [documents + 1] on the device: the same of all rows laid end to end, for flash-attn."""
+        """int32 [documents + 1] on the device: the same of all rows laid end to end, for flash attention."""
         first, places = 0, [0]
         for row in self.bounds:
             places += [first + place for place in row[1:]]
             first += row[-1]
         return _to_device(torch.tensor(places, dtype=torch.int32), self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return max(last - first for row in self.bounds for first, last in pairwise(row))
 
 
 @dataclass(frozen=True, eq=False)

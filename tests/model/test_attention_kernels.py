@@ -113,5 +113,4 @@ def test_flash_attn_gets_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", Mock(flash_attn_func=stand_in))
     q = k = v = torch.randn(1, 2, 4, 8)
     flash_attention(q, k, v, 0.25, True)
-    assert stand_in.call_args.args[3] == 0.25
-    assert stand_in.call_args.kwargs == {"causal": True, "window_size": (-1, -1)}
+    assert stand_in.call_args.kwargs == {"dropout_p": 0.25, "causal": True, "window_size": (-1, -1)}

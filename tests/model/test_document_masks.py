@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +14,7 @@ import torch
 import torch._dynamo.testing
 from small_models import by_name, random_tokens, scatter_weights, small_gpt
 
-from megatron_lite.model import GPT, token_loss
+from megatron_lite.model import GPT, kernels, token_loss
 from megatron_lite.model.block import Block
 from megatron_lite.model.kernels import flash_attention, sdpa_attention
 from megatron_lite.model.places import Bounds, Documents, Places, places_of
@@ -146,11 +147,19 @@ def flash_attn_varlen_func(
 ) -> torch.Tensor:
     """The same for sequences laid end to end."""
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert max_seqlen_q == max_seqlen_k >= int(cu_seqlens_q.diff().max())
+    assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
     assert cu_seqlens_q[-1] == len(q)
     lengths = cu_seqlens_q.diff().tolist()
     parts = zip(*(each[None].split(lengths, 1) for each in (q, k, v)), strict=True)
     return torch.cat([flash_attn_func(*part, dropout_p, **options)[0] for part in parts])
+
+
+def varlen_attn(
+    *given: Any, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False
+) -> torch.Tensor:
+    """torch's, by its documentation: -1 is no border; fewer key heads are asked for by enable_gqa."""
+    assert enable_gqa or given[0].shape[1] == given[1].shape[1]
+    return flash_attn_varlen_func(*given, 0.0, causal=False, window_size=window_size)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 40])
@@ -166,6 +175,26 @@ def test_kernels_see_what_the_definition_says(
     expected = by_mask(q, k, v, pairs(BOUNDS, window, causal))
     torch.testing.assert_close(kernel(q, k, v, 0.0, causal, window, documents), expected)
     torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, causal, window), expected[1:2])
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("causal", [True, False])
+def test_cuda_takes_all_documents_at_once(
+    causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all rows; the real operator takes the arguments (on the meta device)."""
+    monkeypatch.setattr(kernels, "tile_kernel", lambda q, dropout: CUDA_FLASH)
+    q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
+    on_meta = [each.to("meta", torch.bfloat16).requires_grad_() for each in (q, k, v)]
+    out = sdpa_attention(*on_meta, 0.0, causal, window, Documents(BOUNDS, torch.device("meta")))
+    out.backward(torch.empty_like(out))
+    assert [each.grad.shape for each in on_meta] == [q.shape, k.shape, v.shape]
+
+    stand_in = Mock(side_effect=varlen_attn)
+    monkeypatch.setattr(kernels, "varlen_attn", stand_in)
+    found = sdpa_attention(q, k, v, 0.0, causal, window, Documents(BOUNDS, CPU))
+    torch.testing.assert_close(found, by_mask(q, k, v, pairs(BOUNDS, window, causal)))
+    assert stand_in.call_count == 1
 
 
 SHAPES = [
@@ -290,9 +319,15 @@ def test_recomputing_with_documents_and_dropout_is_exact() -> None:
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
-def test_a_batch_of_other_documents_compiles_nothing_anew() -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "flash_attn"])
+def test_a_batch_of_other_documents_compiles_nothing_anew(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", Mock(flash_attn_varlen_func=flash_attn_varlen_func))
+    everywhere = replace(kernels.ATTENTION_KERNELS[backend], serves=lambda device, dtype, head_size: True)
+    monkeypatch.setitem(kernels.ATTENTION_KERNELS, backend, everywhere)
     torch.compiler.reset()
-    block = small_gpt(pos_emb="none").layers[1]
+    block = small_gpt(pos_emb="none", attention_backend=backend).layers[1]
     assert isinstance(block, Block)
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(block.compute, backend=counter)
