@@ -12,6 +12,7 @@ from typing import Any
 ALIASES = {
     "gas": "gradient_accumulation_steps",
     "moe_expert_parallel_size": "expert_parallel_size",
+    "num_experts": "moe_num_experts",
     "batch_size": "train_micro_batch_size_per_gpu",
     "save_interval": "checkpoint_factor",
     "clip_grad": "gradient_clipping",

@@ -11,8 +11,14 @@ from megatron_lite.utils.errors import ConfigError
 
 FUSED_GELU = "bias_gelu_fusion"
 
-OFFLOADS = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+OFFLOADS = {
+    "cpu_offload": "offload_optimizer",
+    "cpu_offload_param": "offload_param",
+    "cpu_offload_params": "offload_param",
+}
 """Keys of ``zero_optimization``: the old name, a flag, and the block that has taken its place."""
+
+MAX_NORM = "optimizer.params.max_grad_norm"
 
 REWRITTEN = {
     FUSED_GELU: "with `activation: gelu`, true is `activation: gelu_tanh`: GPT-NeoX's fused kernel computes "
@@ -21,6 +27,7 @@ REWRITTEN = {
         f"zero_optimization.{old}": f"true is `zero_optimization.{new}: {{device: cpu}}`"
         for old, new in OFFLOADS.items()
     },
+    MAX_NORM: "`gradient_clipping`",
 }
 """What each of them means, in Markdown."""
 
@@ -31,7 +38,7 @@ def rewrite(merged: Mapping[str, Entry], messages: list[str]) -> dict[str, Entry
     What changes the model is told in ``messages``. Raises :class:`ConfigError` when one is not true or false,
     or disagrees with the key that it stands for.
     """
-    return _offloads(_activation(dict(merged), messages))
+    return _clipping(_offloads(_activation(dict(merged), messages)))
 
 
 def _activation(keys: dict[str, Entry], messages: list[str]) -> dict[str, Entry]:
@@ -64,6 +71,23 @@ def _offloads(keys: dict[str, Entry]) -> dict[str, Entry]:
                 f"{zero.where(name)}{name} means {new}: {{device: cpu}}, but {new} is {other}: keep one"
             )
     keys["zero_optimization"] = replace(zero, value=block)
+    return keys
+
+
+def _clipping(keys: dict[str, Entry]) -> dict[str, Entry]:
+    optimizer = keys.get("optimizer")
+    params = optimizer.value.get("params") if optimizer and isinstance(optimizer.value, dict) else None
+    if optimizer is None or not isinstance(params, dict) or "max_grad_norm" not in params:
+        return keys
+    norm = params["max_grad_norm"]
+    clipping = keys.setdefault("gradient_clipping", replace(optimizer, key="gradient_clipping", value=norm))
+    if clipping.value != norm:
+        raise ConfigError(
+            f"{optimizer.where(MAX_NORM)}{MAX_NORM} is {norm}, but gradient_clipping is {clipping.value}: "
+            "keep one"
+        )
+    rest = {name: value for name, value in params.items() if name != "max_grad_norm"}
+    keys["optimizer"] = replace(optimizer, value={**optimizer.value, "params": rest})
     return keys
 
 

@@ -37,8 +37,9 @@ def test_cpu_offload_false_goes_with_offload_by_another_file(tmp_path: Path) -> 
     assert theirs.offload_optimizer.device == theirs.offload_param.device == "cpu"
 
 
-def test_cpu_offload_is_known_to_the_planner() -> None:
-    zero = {"stage": 3, "cpu_offload": True, "cpu_offload_param": True}
+@pytest.mark.parametrize("name", ["cpu_offload_param", "cpu_offload_params"])
+def test_cpu_offload_is_known_to_the_planner(name: str) -> None:
+    zero = {"stage": 3, "cpu_offload": True, name: True}
     config = config_from_keys({**MODEL, "vocab_size": 50257, "zero_optimization": zero})
     assert config == config_from_keys(
         {**config.flat(), "zero_optimization": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}}
@@ -93,3 +94,20 @@ def test_the_last_file_decides_on_fused_gelu(tmp_path: Path) -> None:
     )
     (message,) = load_config([path], ["activation=relu"]).messages
     assert message == f"{path}:6: bias_gelu_fusion has no effect: the activation is relu"
+
+
+def test_max_grad_norm_is_gradient_clipping(tmp_path: Path) -> None:
+    optimizer = {"type": "Adam", "params": {"lr": 1e-4, "max_grad_norm": 0.5}}
+    config = config_from_keys({**MODEL, "optimizer": optimizer})
+    assert config.optimizer.gradient_clipping == 0.5
+    assert config.optimizer.params == {}  # the optimizer would refuse it
+    assert config.optimizer.lr == 1e-4
+    assert config_from_keys({**MODEL, "optimizer": optimizer, "clip_grad": 0.5}) == config
+    path = write(tmp_path / "run.yml", "{stage: 0}")
+    path.write_text(
+        path.read_text() + "gradient_clipping: 1.0\noptimizer:\n  params:\n    max_grad_norm: 0.5\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"run.yml:9: optimizer.params.max_grad_norm is 0.5, but .*keep one"
+    ):
+        load_config([path])
