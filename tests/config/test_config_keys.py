@@ -148,7 +148,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path, line: str) -> None:
 def test_refused_keys_pass_when_they_ask_for_nothing() -> None:
     plain = config_from_keys(MODEL)
     for key in REFUSED:
-        for nothing in (NEOX_KEYS.get(key), None, {}, [], {"enabled": False}):
+        values: list[Any] = [NEOX_KEYS.get(key), None, {}, [], {"enabled": False}]
+        for nothing in values:
             assert config_from_keys({**MODEL, key: nothing}) == plain
 
 
@@ -157,6 +158,13 @@ def test_a_retired_key_says_why(tmp_path: Path) -> None:
     path.write_text("".join(f"{key}: {value}\n" for key, value in MODEL.items()) + "rope_fusion: True\n")
     (message,) = load_config([path]).messages
     assert message == f"{path}:5: rope_fusion has no effect: {RETIRED['rope_fusion'].why}"
+
+
+def test_a_kind_of_attention_that_is_not_there_has_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(MODEL) + "attention-config: [[[mamba], 2]]\n")
+    with pytest.raises(ConfigError, match=rf"names 'mamba'; .* \(attention_config in {path}:5\)"):
+        load_config([path])
 
 
 def test_missing_keys_are_named() -> None:
