@@ -24,5 +24,6 @@ class TrainingSection(Section):
     """Save and exit after a step divisible by this."""
     distributed_timeout: Positive = 1800
     """Seconds that a rank may give no sign of life; then every rank shows its Python stack and the run ends.
-    Signs are each step, each micro-batch, in a save each 16 MiB, in loading each read. The start, a first step on an accelerator or
-    with `torch_compile`, and waiting for the others' disks may take half an hour, or this if it is more."""
+    Signs are each step, each micro-batch, in a save each 16 MiB, in loading each read. The start, a first
+    step on an accelerator or with `torch_compile`, and waiting for the others' disks may take half an hour,
+    or this if it is more."""
