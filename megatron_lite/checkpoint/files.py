@@ -155,17 +155,19 @@ def check_size(checkpoint: Path, entry: FileEntry) -> None:
 
 
 def _copy(source: Any, target: torch.Tensor, common: Overlap, sign: Callable[[], None]) -> None:
-    """Copy a rectangle from a stored piece to ``target``, a bounded number of rows at a time, each told."""
+    """Copy a rectangle from a stored piece to ``target``, at most ``CHUNK`` elements at a time, each told."""
     (read, stride), (write, target_stride) = common.first, common.second
     step = max(1, CHUNK // stride)
-    for row in range(0, common.rows, step):
-        sign()
-        rows = min(step, common.rows - row)
-        first, place = read + row * stride, write + row * target_stride
-        stored = source[first : first + (rows - 1) * stride + common.columns]
-        wanted = target[place : place + (rows - 1) * target_stride + common.columns]
-        size = (rows, common.columns)
-        wanted.as_strided(size, (target_stride, 1)).copy_(stored.as_strided(size, (stride, 1)))
+    for column in range(0, common.columns, CHUNK):
+        columns = min(CHUNK, common.columns - column)
+        for row in range(0, common.rows, step):
+            sign()
+            rows = min(step, common.rows - row)
+            first, place = read + row * stride + column, write + row * target_stride + column
+            stored = source[first : first + (rows - 1) * stride + columns]
+            wanted = target[place : place + (rows - 1) * target_stride + columns]
+            size = (rows, columns)
+            wanted.as_strided(size, (target_stride, 1)).copy_(stored.as_strided(size, (stride, 1)))
 
 
 class ElementReader:

@@ -114,6 +114,7 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     makers = {
         "adamw": lambda: torch.optim.AdamW(groups, lr=3e-2, fused=True),
         "sgd": lambda: torch.optim.SGD(groups, lr=1e-1, momentum=0.9),
+        "sgd-without-momentum": lambda: torch.optim.SGD(groups, lr=1e-1),
         "lion": lambda: Lion(groups, lr=3e-3),
         "adafactor": lambda: torch.optim.Adafactor(groups, lr=3e-2),
     }

@@ -84,6 +84,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def trained(run: Run, context: Any, folder: Path) -> Path:
+    """The checkpoint of ``run`` after a step."""
+    engine = make_engine(run)
+    train(engine, 0, 1)
+    return save(run, engine, context, folder, 1)
+
+
 def load_everything_wrong(folder: Path) -> dict[str, str]:
     """Tries each damaged copy on one engine; the sentences. The engine is as before at the end."""
     context = start()
@@ -101,12 +108,17 @@ def load_everything_wrong(folder: Path) -> dict[str, str]:
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(copy.parent, engine, context)
         sentences[name] = str(caught.value)
-    factored = Run(0, optimizer="adafactor")
-    trained = make_engine(factored)
-    train(trained, 0, 1)
+    stateless = Run(0, optimizer="sgd-without-momentum")
+    of_adafactor, of_sgd, of_stateless = (
+        trained(run, context, folder)
+        for run in (Run(0, optimizer="adafactor"), Run(0, optimizer="sgd"), stateless)
+    )
     for name, path, other in (
         ("optimizer", checkpoint, make_engine(Run(0, optimizer="sgd"))),
-        ("factored", save(factored, trained, context, folder, 1), make_engine(Run(1, optimizer="adafactor"))),
+        ("no state wanted", checkpoint, make_engine(stateless)),
+        ("no state there", of_stateless, make_engine(Run(0))),
+        ("no momentum wanted", of_sgd, make_engine(stateless)),
+        ("factored", of_adafactor, make_engine(Run(1, optimizer="adafactor"))),
         ("model", checkpoint, make_engine(RUN, width=11)),
     ):
         before = [p.clone() for p in other.module.parameters()]
@@ -125,7 +137,10 @@ def test_a_wrong_checkpoint_is_told_and_changes_nothing(tmp_path: Path) -> None:
         assert expected in first[name]
         assert "\n" not in first[name]
     wants = {
-        "optimizer": "has the state of the optimizer AdamW, and this run has SGD",
+        "optimizer": "has the state of the optimizer AdamW, and this run has SGD; use the same optimizer",
+        "no state wanted": "has the state of the optimizer AdamW, and this run has SGD",
+        "no state there": "has the state of the optimizer SGD, and this run has AdamW",
+        "no momentum wanted": "(momentum_buffer, by SGD) than this run's SGD needs (none)",
         "factored": "(col_var, row_var, step, by Adafactor) than this run's Adafactor needs (step, variance)",
         "model": "another model: it has in another shape embed_in.weight (13, 10) instead of (13, 11)",
     }
@@ -256,3 +271,32 @@ def test_what_is_not_supported_is_said() -> None:
 
     with pytest.raises(CheckpointError, match="under DeepSpeed's ZenFlowZeroOptimizer are not supported"):
         layout_of(SimpleNamespace(optimizer=ZenFlowZeroOptimizer()))
+
+
+def signs_of_loading(folder: Path) -> list[tuple[str, bool]]:
+    """What rank 0 says while it loads a checkpoint of another layout."""
+    context = start()
+    checkpoint = trained(RUN, context, folder)
+    signs: list[tuple[str, bool]] = []
+    load_checkpoint(
+        checkpoint,
+        make_engine(Run(0)),
+        context,
+        sign=lambda doing, longer=False: signs.append((doing.replace(f"{checkpoint}/", ""), longer)),
+    )
+    return signs
+
+
+def test_loading_gives_signs(tmp_path: Path) -> None:
+    """Each rank verifies half of the files, and reads all that it holds."""
+    for signs, kind in zip(run_ranks(signs_of_loading, 2, tmp_path), ("weights", "optimizer"), strict=True):
+        said = {doing for doing, _ in signs}
+        names = {f"{name}_{rank:05d}.safetensors" for name in ("weights", "optimizer") for rank in (0, 1)}
+        verified = {f"verifying {name}" for name in names if kind in name}
+        assert said >= verified | {f"reading {name}" for name in names}
+        assert not any("verifying" in doing for doing in said - verified)
+        assert "saving" not in " ".join(said)
+        assert {doing for doing, longer in signs if longer} == {
+            "loading: it waits for the other ranks",
+            "loading: the parameters are made of the fp32 weights",
+        }

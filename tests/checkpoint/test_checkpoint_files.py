@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from megatron_lite.checkpoint import files as module
 from megatron_lite.checkpoint.files import DTYPES, ElementReader, check_file, item_of, write_file
 from megatron_lite.checkpoint.index import (
     FileEntry,
@@ -57,6 +58,32 @@ def test_the_safetensors_library_reads_what_is_written(tmp_path: Path) -> None:
         "a.safetensors", path.stat().st_size, xxhash.xxh3_64_hexdigest(path.read_bytes())
     )
     check_file(tmp_path, entry)
+
+
+def test_every_read_is_a_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4,000 bytes and a header, verified 1,000 bytes at a time, and of 1,000 elements, 300 at a time."""
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(module, "CHUNK", 300)
+    signs: list[str] = []
+
+    def sign(doing: str, longer: bool = False) -> None:
+        assert not longer
+        signs.append(doing)
+
+    path = tmp_path / "a.safetensors"
+    key = tensor_key("w", "weight", 0, 1000, None)
+    entry = write_file(path, [item_of(key, torch.arange(1000.0))], {})
+    check_file(tmp_path, entry, sign)
+    assert signs == [f"verifying {path}"] * -(-entry.bytes // 1000)
+    signs.clear()
+    tensor = TensorEntry((1000,), "float32", [Piece(0, 0, 1000)])
+    reader = ElementReader(
+        tmp_path, index_of({"w": ParameterEntry((1000,), {"weight": tensor})}, [entry]), sign
+    )
+    target = torch.empty(1000)
+    reader.read_into(target, "w", "weight", 0)
+    assert torch.equal(target, torch.arange(1000.0))
+    assert signs == [f"reading {path}"] * 4
 
 
 @given(data=st.data(), size=st.integers(1, 60))

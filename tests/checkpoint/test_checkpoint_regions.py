@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from megatron_lite.checkpoint import files
 from megatron_lite.checkpoint.files import _copy
 from megatron_lite.checkpoint.index import Piece, TensorEntry, _covers
 from megatron_lite.checkpoint.regions import Region, blocks, elements, overlap
@@ -39,9 +40,13 @@ def cuts(length: int, count: int, source: random.Random) -> list[tuple[int, int]
     return list(zip([0, *inner], [*inner, length], strict=True))
 
 
+@pytest.mark.parametrize("chunk", [2, 7, files.CHUNK])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_run_of_any_part_from_any_parts(shape: tuple[int, ...], interleaved: bool) -> None:
+def test_any_run_of_any_part_from_any_parts(
+    shape: tuple[int, ...], interleaved: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", chunk)
     source = random.Random(repr(shape))
     dim = shape.index(12)
     whole = torch.arange(torch.Size(shape).numel()).view(shape)

@@ -87,6 +87,7 @@ def test_a_gpu_may_quantise() -> None:
         ({"stage": 3, "offload_param": {"device": "disk"}}, "'disk'; it can be none, cpu or nvme"),
         ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "at the first learning rate"),
         ({"stage": 2, "zenflow": {"topk_ratio": 0.1}}, "zenflow: its runs could not be saved"),
+        ({"stage": 3, "save_muon_momentum_buffer_in_memory": True}, "would lose the momentum"),
         ({"stage": 1, "zero_hpz_partition_size": 2}, "zero_hpz_partition_size needs stage 3"),
     ],
 )
