@@ -18,7 +18,7 @@ from megatron_lite.launcher.local import start_ranks
 from megatron_lite.launcher.multinode import start_on_hosts
 from megatron_lite.launcher.placement import tell_of_torn_groups
 from megatron_lite.launcher.plan import check_fits, run_summary, tokens_line
-from megatron_lite.launcher.resources import Resources, find_resources, launcher_keys
+from megatron_lite.launcher.resources import Resources, find_resources, launcher_keys, with_chosen_gpus
 from megatron_lite.launcher.torch_build import usable
 from megatron_lite.planner import Machine, this_machine
 from megatron_lite.utils.errors import ConfigError, command_line
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = usable(this_machine())
     keys = launcher_keys(paths, overrides)
     resources = find_resources(keys, machine)
+    machine = with_chosen_gpus(machine, resources)
     config = load_config(paths, overrides, world_size=resources.ranks)
     if script.name == TRAINING_SCRIPT:
         tell_of_torn_groups(config, {host: len(slots) for host, slots in resources.hosts.items()})
@@ -120,5 +121,13 @@ def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
         LOGGER.info("%d threads a rank (set OMP_NUM_THREADS to choose)", threads)
     if machine.gpus and resources.chosen:
         (slots,) = resources.hosts.values()
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot) for slot in slots)
+        environment["CUDA_VISIBLE_DEVICES"] = _shown(slots, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return environment
+
+
+def _shown(slots: Sequence[int], visible: str | None) -> str:
+    """``CUDA_VISIBLE_DEVICES`` that leaves only ``slots`` of the GPUs that ``visible`` leaves already."""
+    if visible is None:
+        return ",".join(str(slot) for slot in slots)
+    names = visible.split(",")
+    return ",".join(names[slot].strip() for slot in slots)

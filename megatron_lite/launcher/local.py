@@ -85,7 +85,7 @@ def start_ranks(
                     group.start(command, {**environment, **texts})
                 return group.wait()
             finally:
-                group.kill()
+                group.end()
 
 
 @contextlib.contextmanager
@@ -231,11 +231,19 @@ class _Group:
                 time.sleep(STACK_SECONDS)
 
     def kill(self) -> None:
-        """Kill every rank that still runs, with all that it started, and wait for the end."""
+        """Kill every rank that still runs, with all that it started.
+
+        Does not wait for the end: a signal's handler that did would wait for ever when it interrupts
+        ``Popen.wait``, whose lock is not reentrant.
+        """
         for process in self.processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill every rank that still runs, and wait for the end."""
+        self.kill()
         for process in self.processes:
             process.wait()
 

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import FrameType, SimpleNamespace
 
 from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher.local import FORWARDED
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import ConfigError
+from megatron_lite.utils.log import LOGGER
+
+EXPORTED = ("NCCL", "GLOO")
+"""Variables that begin so reach all hosts, beside those of DeepSpeed's runner (MLFLOW, PYTHON, MV2, UCX): it
+adds NCCL only where it runs beside a GPU, and a login node has none."""
 
 
 def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arguments: Sequence[str]) -> int:
     """Run ``script arguments`` as the ranks of ``resources``; return the exit status of the run.
 
-    Raises ConfigError when DeepSpeed's runner refuses: its launcher is not installed, or a host cannot be
-    reached.
+    SIGINT and SIGTERM are passed on to the launcher. Raises ConfigError when DeepSpeed's runner refuses: its
+    launcher is not installed, or a host cannot be reached.
     """
     from deepspeed.launcher import runner
 
     # Launchers that hand on the environment (SLURM's srun) tell the ranks so where they meet.
     os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
+    runner.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _HostLauncher})
+    if keys.launcher != "slurm":  # hands on everything by itself; a comma in a value given twice would cut it
+        runner.EXPORT_ENVS = sorted({*runner.EXPORT_ENVS, *EXPORTED})
     try:
         runner.main(runner_arguments(keys, resources, script, arguments))
     except SystemExit as ending:
@@ -30,6 +41,40 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         raise ConfigError(f"launcher {keys.launcher}: {error}") from error
     return 0
+
+
+class _HostLauncher(subprocess.Popen[bytes]):
+    """pdsh, mpirun or srun as DeepSpeed's runner starts it and waits for it, with two things it leaves out.
+
+    Signals are passed on (the runner does that for pdsh only, by handlers that it sets afterwards), so that
+    no mpirun is left behind; and an end by signal n becomes the exit status 128 + n, where the runner, which
+    looks for positive ones, would end with 0.
+    """
+
+    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+        self.early: list[signal.Signals] = []
+        for number in FORWARDED:
+            # What is ignored stays so (nohup), and so do the runner's handlers when it starts a second pdsh.
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self._pass_on)
+        # In a session of its own, a terminal's Ctrl-C reaches it once, through us: two would end srun.
+        super().__init__(words, env=env, start_new_session=True)
+        for each in self.early:
+            self.send_signal(each)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        sent = FORWARDED[signal.Signals(number)]
+        LOGGER.warning("%s is passed on to the launcher of the hosts", signal.Signals(number).name)
+        if getattr(self, "pid", None) is None:  # is about to be started
+            self.early.append(sent)
+        else:
+            self.send_signal(sent)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As Popen's, with 128 + n for an end by signal n."""
+        status = super().wait(timeout)
+        self.returncode = 128 - status if status < 0 else status
+        return self.returncode
 
 
 def runner_arguments(

@@ -51,13 +51,13 @@ def pods_from_environment(environment: Mapping[str, str]) -> Pods | None:
     count, index = _first(environment, COUNT), _first(environment, INDEX)
     if address is None or count is None or index is None:
         return None
-    each, port = _first(environment, RANKS_EACH), _first(environment, PORT)
+    port = _first(environment, PORT)
     pods = Pods(
         _number(*count),
         _number(*index),
         address[1],
         _number(*port) if port else DEFAULT_PORT,
-        None if each is None or each[1] in CHOSEN_THERE else _number(*each),
+        _ranks_each(environment),
     )
     if pods.count <= 1:
         return None
@@ -67,6 +67,20 @@ def pods_from_environment(environment: Mapping[str, str]) -> Pods | None:
             "deepy.py needs this pod's number, from 0, and the number of pods"
         )
     return pods
+
+
+def ranks_of_lone_pod(environment: Mapping[str, str]) -> int | None:
+    """Ranks that a job of a single pod asks for; None for other jobs, and when it leaves that open.
+
+    A single pod meets no other, so nobody need say where. Raises ConfigError for what is no number.
+    """
+    count = _first(environment, COUNT)
+    return _ranks_each(environment) if count is not None and count[1] == "1" else None
+
+
+def _ranks_each(environment: Mapping[str, str]) -> int | None:
+    each = _first(environment, RANKS_EACH)
+    return None if each is None or each[1] in CHOSEN_THERE else _number(*each)
 
 
 def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, str] | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.merge import merge
 from megatron_lite.config.reader import read_file, read_override
 from megatron_lite.config.sections.launcher import LauncherSection
-from megatron_lite.launcher.pods import Pods, pods_from_environment
+from megatron_lite.launcher.pods import Pods, pods_from_environment, ranks_of_lone_pod
 from megatron_lite.planner import Machine
 from megatron_lite.utils.errors import ConfigError
+from megatron_lite.utils.log import LOGGER
 
 DEFAULT_HOSTFILE = Path("/job/hostfile")
 """Where DeepSpeed looks, unless the variable DLTS_HOSTFILE names another file."""
@@ -54,13 +55,18 @@ def launcher_keys(paths: Sequence[Path], overrides: Sequence[str]) -> LauncherSe
     """The launcher's section of the configuration alone.
 
     It says how many ranks there will be, which the rest of the configuration is resolved with. Raises
-    ConfigError as :func:`megatron_lite.config.load_config` does.
+    ConfigError as :func:`megatron_lite.config.load_config` does, and when a hostfile that was typed (``-H``,
+    ``--set``) does not exist.
     """
     sources = [read_file(path) for path in paths] + [[read_override(word)] for word in overrides]
     known = [[entry for entry in source if has_effect(entry, [])] for source in sources]
     merged = merge(known, [])
     fields = LauncherSection.model_fields
-    return LauncherSection(**{key: typed_value(entry) for key, entry in merged.items() if key in fields})
+    keys = LauncherSection(**{key: typed_value(entry) for key, entry in merged.items() if key in fields})
+    is_typed = "hostfile" in merged and merged["hostfile"].origin == "--set"
+    if is_typed and keys.hostfile is not None and not Path(keys.hostfile).is_file():
+        raise _no_hostfile(keys.hostfile)
+    return keys
 
 
 def find_resources(keys: LauncherSection, machine: Machine) -> Resources:
@@ -77,9 +83,8 @@ def find_resources(keys: LauncherSection, machine: Machine) -> Resources:
             key = "force_multi" if keys.force_multi else f"num_nodes {keys.num_nodes}"
             raise ConfigError(f"{key} needs other hosts: name a hostfile (key hostfile, or -H)")
         if not (keys.include or keys.exclude):
-            return Resources(
-                {LOCALHOST: range(_local_ranks(keys.num_gpus, machine))}, None, several=False, chosen=False
-            )
+            ranks = _local_ranks(keys.num_gpus or ranks_of_lone_pod(os.environ), machine)
+            return Resources({LOCALHOST: range(ranks)}, None, several=False, chosen=False)
     hosts = _filtered_hosts(keys, hostfile, machine)
     if not hosts:
         raise ConfigError("no slots are left to run on: check include and exclude")
@@ -87,14 +92,39 @@ def find_resources(keys: LauncherSection, machine: Machine) -> Resources:
     return Resources(hosts, hostfile, several, chosen=bool(keys.include or keys.exclude))
 
 
+def with_chosen_gpus(machine: Machine, resources: Resources) -> Machine:
+    """``machine`` with those of its GPUs that its ranks of ``resources`` get, in their order.
+
+    Raises ConfigError when a hostfile counts more slots than this machine has GPUs.
+    """
+    if resources.several or not machine.gpus:
+        return machine
+    host, slots = next(iter(resources.hosts.items()))
+    if max(slots) >= len(machine.gpus):
+        raise ConfigError(f"slot {max(slots)} of {host}: {len(machine.gpus)} GPUs are visible here, from 0")
+    return replace(machine, gpus=tuple(machine.gpus[slot] for slot in slots))
+
+
 def _hostfile(keys: LauncherSection) -> Path | None:
-    if keys.hostfile is not None:
-        path = Path(keys.hostfile)
-        if not path.is_file():
-            raise ConfigError(f"hostfile {path} does not exist")
+    """The hostfile, if there is one: of the key, else of DeepSpeed's own place.
+
+    The key of a file on one machine may be left over from another (GPT-NeoX's examples name
+    ``/mock_path``): as with DeepSpeed, the run is then on this machine, unless it cannot be meant.
+    """
+    if keys.hostfile is None:
+        path = Path(os.environ.get("DLTS_HOSTFILE", DEFAULT_HOSTFILE))
+        return path if path.is_file() else None
+    path = Path(keys.hostfile)
+    if path.is_file():
         return path
-    path = Path(os.environ.get("DLTS_HOSTFILE", DEFAULT_HOSTFILE))
-    return path if path.is_file() else None
+    if keys.num_nodes > 1 or keys.force_multi:
+        raise _no_hostfile(keys.hostfile)
+    LOGGER.warning("hostfile %s does not exist: the run is on this machine only", path)
+    return None
+
+
+def _no_hostfile(name: str) -> ConfigError:
+    return ConfigError(f"hostfile {name} does not exist")
 
 
 def _in_pods(pods: Pods, keys: LauncherSection, machine: Machine) -> Resources:
@@ -110,9 +140,12 @@ def _in_pods(pods: Pods, keys: LauncherSection, machine: Machine) -> Resources:
 
 
 def _local_ranks(wanted: int | None, machine: Machine) -> int:
-    """The key ``num_gpus``, if it is given, else the number of GPUs, else 1."""
+    """The number that is ``wanted``, if any is, else the number of GPUs, else 1."""
     if machine.gpus and wanted is not None and wanted > len(machine.gpus):
-        raise ConfigError(f"num_gpus is {wanted}, but {len(machine.gpus)} GPUs are visible here")
+        raise ConfigError(
+            f"{wanted} ranks are to run here (num_gpus, or the job's variables), "
+            f"but {len(machine.gpus)} GPUs are visible"
+        )
     return wanted or len(machine.gpus) or 1
 
 
@@ -139,4 +172,12 @@ def _filtered_hosts(
         hosts = runner.parse_inclusion_exclusion(pool, keys.include or "", keys.exclude or "")
     except ValueError as error:
         raise ConfigError(f"{hostfile or 'this machine'}: {error}") from error
-    return runner.apply_num_nodes_and_gpus(hosts, keys.num_nodes, 0 if filters else keys.num_gpus or 0)
+    if filters:
+        return hosts
+    if keys.num_nodes > len(hosts):  # DeepSpeed would take fewer hosts, but more slots than a host has
+        raise ConfigError(f"num_nodes is {keys.num_nodes}, but {hostfile} names {len(hosts)} hosts")
+    hosts = runner.apply_num_nodes_and_gpus(hosts, keys.num_nodes, keys.num_gpus or 0)
+    for host, slots in hosts.items():
+        if len(slots) > pool[host]:
+            raise ConfigError(f"num_gpus is {len(slots)}, but {hostfile} gives {host} slots={pool[host]}")
+    return hosts

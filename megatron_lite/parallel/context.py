@@ -103,12 +103,13 @@ class ParallelContext:
             dist.barrier()
 
 
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 # Who sets which variables (rank, ranks, rank on its machine, ranks there): torchrun, deepspeed and our
-# launcher; SLURM's srun; the mpirun of OpenMPI and of MVAPICH; Hydra, which starts MPICH's and Intel's;
-# Kubernetes with one process in each pod: Kubeflow's torchrun variables, or an Indexed Job.
+# launcher; the mpirun of OpenMPI and of MVAPICH, before SLURM, in whose job they may run; SLURM's srun;
+# Hydra, which starts MPICH's and Intel's; Kubernetes with one process in each pod: Kubeflow's torchrun
+# variables, or an Indexed Job.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
@@ -116,6 +117,7 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    SLURM,
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("PET_NODE_RANK", "PET_NNODES", "", ""),
     ("NODE_RANK", "NNODES", "", ""),
@@ -151,8 +153,8 @@ def context_from_environment() -> ParallelContext:
     ranks_here = re.match(r"\d+", environment.get(local_size, "") if local_size else "1")
     if ranks_here:
         environment["LOCAL_WORLD_SIZE"] = ranks_here[0]
-    first_host = environment.get("PET_MASTER_ADDR") or _first_host(environment.get("SLURM_JOB_NODELIST", ""))
-    environment.setdefault("MASTER_ADDR", first_host)
+    hosts = _slurms_hosts(is_step=bool(started) and started[0] == SLURM)
+    environment.setdefault("MASTER_ADDR", environment.get("PET_MASTER_ADDR") or _first_host(hosts))
     environment.setdefault("MASTER_PORT", environment.get("PET_MASTER_PORT", "29500"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -203,6 +205,16 @@ def _with_group(groups: list[list[int]], rank: int, always_a_group: bool = False
     made = [dist.new_group(ranks) for ranks in groups]
     own = next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
     return replace(axis, group=own)
+
+
+def _slurms_hosts(is_step: bool) -> str:
+    """SLURM's list of the hosts of the ranks; empty without SLURM.
+
+    A step that srun started may have fewer hosts than its job. mpirun's ranks are on hosts of the job: the
+    step that they find themselves in is mpirun's own, another one on each side.
+    """
+    job = os.environ.get("SLURM_JOB_NODELIST", "")
+    return os.environ.get("SLURM_STEP_NODELIST", job) if is_step else job
 
 
 def _first_host(node_list: str) -> str:

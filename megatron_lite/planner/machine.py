@@ -49,7 +49,7 @@ class Machine:
 def this_machine() -> Machine:
     """The machine this process runs on."""
     total, available = available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
-    return Machine(_cores(), total, available, visible_gpus())
+    return Machine(_cores(), total, available, visible_gpus(total, available))
 
 
 def _cores() -> int:
@@ -95,9 +95,10 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def visible_gpus() -> tuple[Gpu, ...]:
+def visible_gpus(main_total: int, main_available: int) -> tuple[Gpu, ...]:
     """The GPUs that ``nvidia-smi`` lists and ``CUDA_VISIBLE_DEVICES`` leaves visible; none without a driver.
 
+    ``main_total`` and ``main_available`` are bytes of main memory, for GPUs that have no memory of their own.
     Costs one call of ``nvidia-smi`` (0.1 to 2 s) on a machine with GPUs, nothing on others.
     """
     command = [
@@ -109,19 +110,20 @@ def visible_gpus() -> tuple[Gpu, ...]:
         run = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    return parse_gpus(run.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return parse_gpus(run.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"), main_total, main_available)
 
 
-def parse_gpus(listing: str, visible: str | None) -> tuple[Gpu, ...]:
+def parse_gpus(listing: str, visible: str | None, main_total: int, main_available: int) -> tuple[Gpu, ...]:
     """The GPUs of ``nvidia-smi``'s CSV ``listing`` that ``visible`` names (indices or UUIDs), in its order.
 
-    Like CUDA, ends at the first entry that names no GPU. Memory is listed in MiB.
+    Like CUDA, ends at the first entry that names no GPU. Memory is listed in MiB, or as ``[N/A]`` by a GPU
+    that shares main memory (GB10, Jetson): then it is main memory's, in bytes.
     """
     by_name: dict[str, Gpu] = {}
     order: list[str] = []
     for line in listing.strip().splitlines():
         index, uuid, name, total, free = (field.strip() for field in line.split(","))
-        gpu = Gpu(name, int(total) << 20, int(free) << 20)
+        gpu = Gpu(name, _bytes(total, main_total), _bytes(free, main_available))
         by_name[index] = by_name[uuid] = gpu
         order.append(index)
     gpus: list[Gpu] = []
@@ -130,3 +132,7 @@ def parse_gpus(listing: str, visible: str | None) -> tuple[Gpu, ...]:
             break
         gpus.append(by_name[name.strip()])
     return tuple(gpus)
+
+
+def _bytes(mebibytes: str, otherwise: int) -> int:
+    return int(mebibytes) << 20 if mebibytes.isdigit() else otherwise

@@ -57,8 +57,9 @@ def fail(error):
 """
 
 
-def launch(script: str, ranks: int, *port: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LAUNCH, PRELUDE + script, str(ranks), *map(str, port)]
+def launch(script: str, ranks: int, *port: int, before: str = "") -> subprocess.Popen[str]:
+    """``script`` in so many ranks; the launcher's process runs ``before`` first."""
+    command = [sys.executable, "-c", before + LAUNCH, PRELUDE + script, str(ranks), *map(str, port)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
@@ -174,6 +175,27 @@ def test_a_second_signal_kills() -> None:
     status, _, _ = finish(process)
     assert status == 128 + signal.SIGKILL
     assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_signal_while_ranks_are_waited_for() -> None:
+    """From the second on nothing is left to do; waiting in a handler would be for ever (Popen's lock)."""
+    impatient = """
+import os, signal
+wait = os.waitpid
+def interrupted_wait(pid, options):
+    if options == 0:  # one that blocks
+        os.kill(os.getpid(), signal.SIGINT)
+    return wait(pid, options)
+os.waitpid = interrupted_wait
+"""
+    process = launch(IGNORES_SIGNALS, 1, before=impatient)
+    wait_until_ready(process, 1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "SIGINT" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    status, _, _ = finish(process)
+    assert status == 128 + signal.SIGKILL
 
 
 def test_what_a_killed_rank_started_dies_with_it() -> None:

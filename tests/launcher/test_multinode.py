@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher import command
 from megatron_lite.launcher.multinode import runner_arguments, start_on_hosts
-from megatron_lite.launcher.resources import find_resources, launcher_keys
+from megatron_lite.launcher.resources import find_resources, launcher_keys, with_chosen_gpus
 from megatron_lite.planner import Gpu, Machine
 from megatron_lite.utils.errors import ConfigError
+from megatron_lite.utils.log import LOGGER
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = Machine(cores=4, memory_total=1 << 34, memory_available=1 << 34)
 GPUS = Machine(
     cores=4, memory_total=1 << 34, memory_available=1 << 34, gpus=(Gpu("x", 1 << 34, 1 << 34),) * 4
@@ -57,6 +67,39 @@ def test_slots_of_one_machine_picked_by_name() -> None:
     assert not resources.several
 
 
+@pytest.mark.parametrize(("visible", "shown"), [(None, "1,3"), ("7, 6,5,4", "6,4")])
+def test_the_chosen_slots_are_those_of_the_visible_gpus(
+    visible: str | None, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    resources = find_resources(keys(include="localhost:1,3"), GPUS)
+    assert command._environment(resources, GPUS)["CUDA_VISIBLE_DEVICES"] == shown
+
+
+def test_only_the_chosen_gpus_count_for_memory(hostfile: str, tmp_path: Path) -> None:
+    machine = replace(GPUS, gpus=tuple(Gpu(str(slot), 1 << 34, slot << 30) for slot in range(4)))
+
+    def names(**given: Any) -> list[str]:
+        return [gpu.name for gpu in with_chosen_gpus(machine, find_resources(keys(**given), machine)).gpus]
+
+    assert names(include="localhost:1,3") == ["1", "3"]
+    assert names(exclude="localhost:0") == ["1", "2", "3"]
+    assert names(num_gpus=2) == ["0", "1"]
+    assert names(hostfile=hostfile, include="alpha:2") == ["2"]
+    assert names(hostfile=hostfile) == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]  # other hosts: not narrowed
+    path = tmp_path / "large"
+    path.write_text("alpha slots=8\n")
+    with pytest.raises(ConfigError, match="slot 7 of alpha: 4 GPUs are visible"):
+        names(hostfile=str(path))
+
+
 @pytest.mark.parametrize(
     ("given", "hosts"),
     [
@@ -93,6 +136,37 @@ def test_the_default_hostfile(hostfile: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_there(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_resources(keys(**given), GPUS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_gpus": 5}, "num_gpus is 5, but .* gives alpha slots=4"),
+        ({"num_nodes": 3}, "num_nodes is 3, but .* names 2 hosts"),
+        ({"num_nodes": 5, "num_gpus": 16}, "num_nodes is 5"),
+    ],
+)
+def test_more_than_the_hostfile_has(hostfile: str, given: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_resources(keys(hostfile=hostfile, **given), CPU)
+
+
+def test_a_hostfile_that_is_left_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-NeoX's examples name /mock_path; what was typed, or needs other hosts, must be there."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    caplog.set_level(logging.WARNING, LOGGER.name)
+    path = tmp_path / "run.yml"
+    path.write_text("hostfile: /mock_path\n")
+    resources = find_resources(launcher_keys([path], ["num_gpus=2"]), CPU)
+    assert (resources.ranks, resources.several, resources.hostfile) == (2, False, None)
+    assert "hostfile /mock_path does not exist" in caplog.text
+    for override in ("num_nodes=2", "force_multi=true"):
+        with pytest.raises(ConfigError, match="hostfile /mock_path does not exist"):
+            find_resources(launcher_keys([path], [override]), CPU)
+    with pytest.raises(ConfigError, match="hostfile /typed does not exist"):
+        launcher_keys([path], ["hostfile=/typed"])
 
 
 def test_a_bad_hostfile(tmp_path: Path) -> None:
@@ -189,3 +263,59 @@ def test_a_launcher_that_is_not_installed(
     section = keys(hostfile=hostfile, launcher="openmpi")
     with pytest.raises(ConfigError, match=r"launcher openmpi: .*not installed"):
         start_on_hosts(section, find_resources(section, CPU), "train.py", ["a.yml"])
+
+
+FAKE_MPIRUN = """#!/bin/bash
+trap 'kill -9 $$' TERM
+echo $$
+echo told "$@"
+while :; do sleep 0.1; done
+"""
+
+
+def test_an_mpirun_that_a_signal_ends(hostfile: str, tmp_path: Path) -> None:
+    """It gets the launcher's SIGTERM, its end by signal 9 is no success; NCCL's variables reach the hosts."""
+    for name, text in {"mpirun": FAKE_MPIRUN, "ompi_info": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "probe.py").touch()
+    (tmp_path / "tiny.yml").write_text(
+        "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 32\nlauncher: openmpi\n"
+    )
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "deepy.py"), "probe.py", "tiny", "-H", hostfile],
+        cwd=tmp_path,
+        env={**os.environ, **own, "NCCL_SOCKET_IFNAME": "eth7", "GLOO_SOCKET_IFNAME": "eth8"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    started = next((int(line) for line in lines if line.strip().isdigit()), None)
+    try:
+        assert started is not None, process.communicate()[1]
+        told = next(lines)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        if started is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGKILL, err
+    assert "SIGTERM is passed on" in err
+    assert "-x NCCL_SOCKET_IFNAME=eth7" in told
+    assert "-x GLOO_SOCKET_IFNAME=eth8" in told
+
+
+def test_the_batch_script_tells_srun_of_its_cores(tmp_path: Path) -> None:
+    """Slurm 22.05 and later do not hand them on."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS" "$@"\n')
+    srun.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "6"}
+    run = subprocess.run(
+        ["bash", str(ROOT / "docs/slurm.sbatch"), "a.yml"], env=variables, capture_output=True, text=True
+    )
+    assert run.stdout.startswith("6 --cpus-per-task=6 "), run.stderr
+    assert run.stdout.endswith("train.py a.yml\n")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_lite.config.sections.launcher import LauncherSection
-from megatron_lite.launcher.pods import Pods, pods_from_environment
+from megatron_lite.launcher.pods import Pods, pods_from_environment, ranks_of_lone_pod
 from megatron_lite.launcher.resources import find_resources
 from megatron_lite.planner import Gpu, Machine
 from megatron_lite.utils.errors import ConfigError
@@ -73,6 +73,27 @@ def test_the_ranks_of_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         find_resources(LauncherSection(), GPUS)
     with pytest.raises(ConfigError, match="3 pods"):
         find_resources(LauncherSection(num_nodes=2), CPU)
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "4"}, 4),
+        ({**PYTORCH_JOB, "PET_NNODES": "1", "PET_NODE_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, 2),
+        ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "auto"}, None),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4"}, None),
+        ({"PET_NPROC_PER_NODE": "4"}, None),
+    ],
+)
+def test_the_ranks_of_a_single_pod(
+    variables: dict[str, str], ranks: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert ranks_of_lone_pod(variables) == ranks
+    for name, value in {"DLTS_HOSTFILE": str(tmp_path / "none"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    resources = find_resources(LauncherSection(), CPU)
+    assert (resources.ranks, resources.pods) == (ranks or 1, None)
+    assert find_resources(LauncherSection(num_gpus=3), CPU).ranks == 3
 
 
 def test_the_manifest_describes_a_job_that_finds_itself() -> None:

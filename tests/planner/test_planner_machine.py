@@ -64,7 +64,7 @@ def test_this_machine() -> None:
 
 
 def test_all_gpus() -> None:
-    gpus = parse_gpus(LISTING, None)
+    gpus = parse_gpus(LISTING, None, 1, 1)
     assert [gpu.memory_free >> 20 for gpu in gpus] == [40000, 512, 40960]
     assert gpus[0].name == "NVIDIA A100-SXM4-40GB"
 
@@ -74,4 +74,9 @@ def test_all_gpus() -> None:
     [("2,0", [40960, 40000]), ("GPU-bb", [512]), ("", []), ("-1", []), ("0,7,1", [40000])],
 )
 def test_visible_gpus(visible: str, free: list[int]) -> None:
-    assert [gpu.memory_free >> 20 for gpu in parse_gpus(LISTING, visible)] == free
+    assert [gpu.memory_free >> 20 for gpu in parse_gpus(LISTING, visible, 1, 1)] == free
+
+
+def test_gpus_that_share_main_memory() -> None:
+    (gpu,) = parse_gpus("0, GPU-dd, NVIDIA GB10, [N/A], [N/A]\n", None, 128 << 30, 100 << 30)
+    assert (gpu.name, gpu.memory_total, gpu.memory_free) == ("NVIDIA GB10", 128 << 30, 100 << 30)

@@ -110,6 +110,27 @@ def test_torchrun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyP
     assert context_from_environment().rank == 5
 
 
+def test_mpirun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyPatch) -> None:
+    """mpirun starts its helper on the second host as a step of one task there, which its ranks inherit."""
+    mpi = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    hosts = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_STEP_NODELIST": "node2"}
+    for name, value in {**mpi, **slurm, **hosts}.items():
+        environment.setenv(name, value)
+    context = context_from_environment()
+    assert (context.rank, context.world_size, context.local_rank) == (3, 4, 1)
+    assert os.environ["MASTER_ADDR"] == "node1"
+
+
+def test_a_step_on_some_hosts_of_its_job(environment: pytest.MonkeyPatch) -> None:
+    task = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}
+    hosts = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_STEP_NODELIST": "node2"}
+    for name, value in {**task, **hosts}.items():
+        environment.setenv(name, value)
+    context_from_environment()
+    assert os.environ["MASTER_ADDR"] == "node2"
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [
