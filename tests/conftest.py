@@ -1,6 +1,7 @@
 """How the tests run: side by side, each on one core; hypothesis without deadlines (machines are shared)."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Generator
 
@@ -10,6 +11,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and so would be what tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("megatron_lite", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("megatron_lite")
