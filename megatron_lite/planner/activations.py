@@ -24,6 +24,11 @@ def micro_batch_tokens(config: Config) -> int:
     return tokens // config.parallel.context_parallel_size
 
 
+def sequence_slices(config: Config) -> int:
+    """Slices that the sequence of the residual stream is cut into: the tensor ranks that have one each."""
+    return config.parallel.model_parallel_size if config.parallel.sequence_parallel else 1
+
+
 def kept_by_layer(config: Config) -> int:
     """Elements per token that one transformer layer keeps on a rank, dropout masks not included.
 
@@ -49,7 +54,7 @@ def kept_by_layer(config: Config) -> int:
     if mixtures:
         experts = model.moe_top_k * (mlp + 2 * hidden * shares)  # every tensor rank has whole rows
         mlp = (mixtures * experts + (model.num_layers - mixtures) * mlp) // model.num_layers
-    return -(-norms // (shares if parallel.sequence_parallel else 1)) - (-(attention + mlp) // shares)
+    return -(-norms // sequence_slices(config)) - (-(attention + mlp) // shares)
 
 
 def activation_bytes(config: Config, on_gpu: bool) -> int:
@@ -75,8 +80,7 @@ def activation_bytes(config: Config, on_gpu: bool) -> int:
 
 def _residual_width(config: Config) -> int:
     """Elements per token of the residual stream that a rank has: with ``sequence_parallel`` its share."""
-    slices = config.parallel.model_parallel_size if config.parallel.sequence_parallel else 1
-    return -(-config.model.hidden_size // slices)
+    return -(-config.model.hidden_size // sequence_slices(config))
 
 
 def _layers_at_once(config: Config) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import lcm
 
 from megatron_lite.config import Config
-from megatron_lite.planner.activations import element_bytes, micro_batch_tokens
+from megatron_lite.planner.activations import element_bytes, micro_batch_tokens, sequence_slices
 from megatron_lite.planner.parameters import parameters_by_place
 from megatron_lite.planner.swap import swap_keys
 
@@ -213,9 +213,7 @@ def _ring_keys(length: int, ranks: int, window: int | None, causal: bool) -> flo
 
 def _activations_between_stages(config: Config) -> float:
     """The residual stream forward and its gradient backward over every boundary, mean over the stages."""
-    stages, parallel = _stages(config), config.parallel
-    slices = parallel.model_parallel_size if parallel.sequence_parallel else 1
-    return 2 * _share(stages) * residual_bytes(config) / slices
+    return 2 * _share(_stages(config)) * residual_bytes(config) / sequence_slices(config)
 
 
 def _tied_weights(config: Config) -> float:

@@ -176,8 +176,8 @@ def checkpoint_to_load(config: Config) -> Path | None:
     try:
         return find_checkpoint(folder, keys.iteration)
     except CheckpointError as error:
-        is_own = folder.absolute() == Path(keys.save).absolute() and keys.iteration is None
-        if not is_own or (folder / LATEST).exists():
+        may_be_first = keys.loads_own and keys.iteration is None
+        if not may_be_first or (folder / LATEST).exists():
             raise CheckpointError(f"load: {error}") from error
     steps = complete_steps(folder)
     if not steps:

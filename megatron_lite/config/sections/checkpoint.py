@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from megatron_lite.config.fields import Bool, NonNegative, Positive, PositiveFloat, Section, Text, derived
@@ -37,3 +38,8 @@ class CheckpointSection(Section):
     """Do not load the optimizer's state."""
     no_load_rng: Bool = False
     """Do not load the state of the random numbers."""
+
+    @property
+    def loads_own(self) -> bool:
+        """Whether the run begins from the folder that it saves to."""
+        return self.load is not None and Path(self.load).absolute() == Path(self.save).absolute()

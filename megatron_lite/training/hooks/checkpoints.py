@@ -94,8 +94,7 @@ def _tell(saved: Path | None) -> None:
 
 def _begins_from_own(keys: CheckpointSection) -> bool:
     """Whether a run at step 0 has loaded the checkpoint that it would save."""
-    own_folder = keys.load is not None and Path(keys.load).absolute() == Path(keys.save).absolute()
-    return own_folder and not keys.finetune and 0 in complete_steps(Path(keys.save))
+    return keys.loads_own and not keys.finetune and 0 in complete_steps(Path(keys.save))
 
 
 def is_due(step: int, keys: CheckpointSection) -> bool:
