@@ -8,6 +8,7 @@ import torch
 
 from megatron_lite.generation.sampling import Sampler
 from megatron_lite.model import GPT, KVCache
+from megatron_lite.parallel.collectives import gathered
 
 PREFILL_CHUNK = 256
 """Prompt tokens read at a time: bounds the memory of the logits of a long prompt, which nobody looks at."""
@@ -27,7 +28,8 @@ def generate_tokens(
 
     A row that has ended (its last token was ``eod_id``) gives None. Ends after ``max_new_tokens`` steps, or
     when all rows have. Ids from ``vocab_size`` on, which pad the vocabulary, are never chosen. Rows do not
-    influence each other: shorter ones are padded on the left and the padding is masked.
+    influence each other: shorter ones are padded on the left and the padding is masked. Ranks that share the
+    model call this together and get the same tokens.
 
     A text longer than the model's context (``max_position_embeddings``) goes on with its last tokens, see
     :func:`context_start`.
@@ -53,7 +55,8 @@ def generate_tokens(
         else:
             last = torch.tensor([[history[-1]] for history in histories], device=cache.device)
             logits = gpt(last, cache)[:, -1]
-        chosen = sampler(logits[:, :vocab_size], histories).tolist()
+        whole = gathered(logits, gpt.tensor.axis) if gpt.tensor.size > 1 else logits
+        chosen = sampler(whole[:, :vocab_size], histories).tolist()
         step: list[int | None] = []
         for row, token in enumerate(chosen):
             step.append(None if ended[row] else token)

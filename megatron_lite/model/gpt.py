@@ -55,6 +55,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
         super().__init__()
         self.config = config
+        self.tensor = factory.tensor
         *plans, head = layer_plans(config, factory)
         layers = [plan.build() for plan in plans]
         self.layers = nn.ModuleList([*layers, head.build(layers[0])])
@@ -64,8 +65,9 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """``tokens [b, s]`` int64 → logits [b, s, padded vocabulary] in the parameters' dtype.
 
-        With a ``cache`` the tokens follow those already in it, and are added to it. ``places`` says where
-        they stand, unless each row is a whole sequence and one document.
+        Of the vocabulary each tensor rank gets its range. With a ``cache`` the tokens follow those already in
+        it, and are added to it. ``places`` says where they stand, unless each row is a whole sequence and one
+        document.
         """
         layers = list(self.layers)
         if cache is not None:
@@ -90,8 +92,9 @@ class GPT(nn.Module):
                 "write: to continue texts, train one without mlm_training (finetune begins with its weights)"
             )
         assert isinstance(weight, torch.Tensor)
+        kv_heads = max(1, config.num_kv_heads // self.tensor.size)
         return KVCache(
-            config.num_layers, batch, config.num_kv_heads, max_length, config.head_size,
+            config.num_layers, batch, kv_heads, max_length, config.head_size,
             weight.dtype, weight.device, starts,
         )  # fmt: skip
 
