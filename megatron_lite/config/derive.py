@@ -13,6 +13,7 @@ from megatron_lite.config.contradiction import Contradiction, Keys
 from megatron_lite.config.data_rules import check_data
 from megatron_lite.config.layout_rules import check_experts, check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
+from megatron_lite.config.position_rules import check_length, check_rope_scaling, rotating_channels
 from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.utils.errors import ConfigError
 
@@ -51,7 +52,7 @@ def _heads(keys: Keys) -> dict[str, Any]:
             "num_attention_heads",
             "num_kv_heads",
         )
-    rotating = int(hidden // heads * keys.get("rotary_pct", 1.0))
+    rotating = rotating_channels(keys)
     if keys.get("pos_emb") == "rotary" and (rotating % 2 or rotating == 0):
         raise Contradiction(
             f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {hidden // heads} makes {rotating} "
@@ -65,12 +66,7 @@ def _heads(keys: Keys) -> dict[str, Any]:
 def _lengths(keys: Keys) -> dict[str, Any]:
     length = keys["seq_length"]
     positions = keys.get("max_position_embeddings", length)
-    if positions < length:
-        raise Contradiction(
-            f"max_position_embeddings {positions} is less than seq_length {length}",
-            "max_position_embeddings",
-            "seq_length",
-        )
+    check_length(keys, positions)
     kinds = attention_kinds(keys.get("attention_config"), keys["num_layers"])
     if "local" in kinds and keys.get("sliding_window_width") is None:
         raise Contradiction(
@@ -250,6 +246,7 @@ def _extra(keys: Keys) -> dict[str, Any]:
 RULES = (
     _heads,
     _lengths,
+    check_rope_scaling,
     derive_ranks,
     _batch,
     _ramp,

@@ -53,6 +53,8 @@ def _model(config: Config, parameters: int | None, active: int | None) -> str:
     positions = (
         f"rotary {model.rotary_pct:.0%}" if model.pos_emb == "rotary" else f"{model.pos_emb} positions"
     )
+    if model.rope_scaling.rope_type != "default":
+        positions += f" scaled by {model.rope_scaling.rope_type}"
     parts = [
         f"{model.num_layers} layers of {model.hidden_size}",
         heads,

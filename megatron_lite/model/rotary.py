@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al., arXiv 2104.09864), GPT-NeoX's half-rotation convention.
 
 Of each head's first ``size`` channels, channel i < size/2 and channel i + size/2 form a pair, turned by the
-angle position · base^(-2i/size); the other channels pass through.
+angle position · base^(-2i/size), or as ``rope_scaling`` says; the other channels pass through.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+
+from megatron_lite.model.frequencies import Rope, frequencies
 
 if TYPE_CHECKING:
     from megatron_lite.config.sections.model import ModelSection
@@ -22,30 +24,32 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 @lru_cache(maxsize=32)
 def rotary_table(
-    size: int, base: float, length: int, device: torch.device, dtype: torch.dtype
+    rope: Rope, length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin [length, size/2] of the angles of positions 0 … length - 1.
 
     Computed in fp32 and rounded once to ``dtype``, as GPT-NeoX and Hugging Face do; kept for the next call.
+    Where ``rope_scaling`` multiplies the turned heads, both are multiplied.
     """
     # A table made while generating must still serve training: not an inference tensor.
     with torch.inference_mode(False), torch.no_grad():
-        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / base**exponents)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        turn, factor = frequencies(rope, device)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), turn)
+        cos, sin = angles.cos(), angles.sin()
+        if factor != 1.0:
+            cos, sin = cos * factor, sin * factor
+        return cos.to(dtype), sin.to(dtype)
 
 
 class Rotary:
     """The rotation of a model's heads, looked up by position.
 
     Attributes:
-        size: channels of each head that are turned, ``head_size · rotary_pct``, even.
-        base: ``rotary_emb_base``.
+        rope: what its frequencies depend on.
     """
 
     def __init__(self, config: ModelSection) -> None:
-        self.size = int(config.head_size * config.rotary_pct)
-        self.base = float(config.rotary_emb_base)
+        self.rope = Rope.of(config)
 
     def rotation(
         self, x: torch.Tensor, length: int, cache: KVCache | None, places: Places | None
@@ -59,7 +63,7 @@ class Rotary:
         elif cache is not None and cache.starts is not None:
             place = cache.positions
         # A power of two: generation, whose length grows by one, rebuilds the table rarely.
-        cos, sin = rotary_table(self.size, self.base, 1 << (end - 1).bit_length(), x.device, x.dtype)
+        cos, sin = rotary_table(self.rope, 1 << (end - 1).bit_length(), x.device, x.dtype)
         return cos[place][..., None, None, :], sin[place][..., None, None, :]
 
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from small_models import by_name, random_tokens, scatter_weights, small_gpt
 
 from megatron_lite.config.sections.model import GATED
+from megatron_lite.config.sections.rope import RopeScaling
 from megatron_lite.model import token_loss
 from megatron_lite.model.activations import ACTIVATIONS
 from megatron_lite.model.block import Block
+from megatron_lite.model.frequencies import Rope
 from megatron_lite.model.norms import NORMS
 from megatron_lite.model.rotary import rotary_table, rotate
 from megatron_lite.parallel.parameter import ParameterFactory
@@ -75,7 +77,8 @@ def test_norms() -> None:
 
 
 def rotation(size: int, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    cos, sin = rotary_table(size, 100.0, length, torch.device("cpu"), dtype)
+    rope = Rope(size, 100.0, RopeScaling(), length, length)
+    cos, sin = rotary_table(rope, length, torch.device("cpu"), dtype)
     return cos[:, None, None], sin[:, None, None]
 
 
@@ -101,8 +104,9 @@ def test_gradient_of_rotation(size: int) -> None:
 
 
 def test_rotary_table_is_made_once() -> None:
-    arguments = (8, 123.0, 16, torch.device("cpu"), torch.float32)
-    assert rotary_table(*arguments)[0] is rotary_table(*arguments)[0]
+    ropes = [Rope(8, 123.0, RopeScaling(rope_type="linear", factor=2.0), 16, 16) for _ in range(2)]
+    tables = [rotary_table(rope, 16, torch.device("cpu"), torch.float32) for rope in ropes]
+    assert tables[0][0] is tables[1][0]
 
 
 @pytest.mark.parametrize("vocabulary", [11, 70_000])  # a slice of rows holds everything, or few rows

@@ -19,11 +19,13 @@ SHAPE: dict[str, Any] = {
     "data_path": "unused",
 }
 SPLIT = {"sequence_parallel": True}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}
 MODELS: list[dict[str, Any]] = [
     {"pos_emb": "learned"},
     {"pos_emb": "learned", **SPLIT},
     {"pos_emb": "rotary", "num_kv_heads": 2, "use_qk_layernorm": True, "no_weight_tying": True},
     {"pos_emb": "rotary", "num_kv_heads": 1, "activation": "swiglu", "mlp_multiple_of": 8, **SPLIT},
+    {"pos_emb": "rotary", "rope_scaling": YARN, **SPLIT},
     {"pos_emb": "rotary", "gpt_j_residual": True, "use_qk_layernorm": True, "norm": "rmsnorm", **SPLIT},
     {
         "pos_emb": "rotary",

@@ -15,6 +15,7 @@ from megatron_lite.config.fields import (
     Section,
     derived,
 )
+from megatron_lite.config.sections.rope import RopeScaling
 
 Init = Literal[
     "normal",
@@ -75,6 +76,9 @@ class ModelSection(Section):
     """Part of each head's dimensions that rotates."""
     rotary_emb_base: Positive = 10000
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Other rotary frequencies, for longer sequences than the model was first trained with, in Hugging Face's
+    spelling: `{rope_type: yarn, factor: 4.0, original_max_position_embeddings: 4096}`."""
     activation: Literal[
         "gelu",
         "gelu_tanh",
