@@ -7,20 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_lite.config.contradiction import Contradiction
 from megatron_lite.config.derive import derive
 from megatron_lite.config.keys import has_effect, typed_value
 from megatron_lite.config.layout_rules import context_kind
 from megatron_lite.config.merge import merge
 from megatron_lite.config.older_keys import rewrite
-from megatron_lite.config.reader import Entry, normal_key, read_file, read_override
+from megatron_lite.config.reader import Entry, normal_key, read_file, read_override, to_yaml
 from megatron_lite.config.schema import SECTIONS
 from megatron_lite.config.sections.batch import BatchSection
 from megatron_lite.config.sections.checkpoint import CheckpointSection
 from megatron_lite.config.sections.data import DataSection
 from megatron_lite.config.sections.deepspeed import DeepSpeedSection
+from megatron_lite.config.sections.evaluation import EvaluationSection
 from megatron_lite.config.sections.generation import GenerationSection
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.config.sections.logging import LoggingSection
@@ -55,6 +54,7 @@ class Config:
     checkpoint: CheckpointSection
     logging: LoggingSection
     generation: GenerationSection
+    evaluation: EvaluationSection
     launcher: LauncherSection
     deepspeed: DeepSpeedSection
     given: Mapping[str, Any] = field(compare=False, repr=False)
@@ -89,8 +89,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """:meth:`flat` as YAML; the file loads again to an equal configuration."""
-        # All beyond ASCII is escaped: PyYAML writes some Unicode line breaks raw, and reads them as spaces.
-        return yaml.safe_dump(self.flat(), sort_keys=False)
+        return to_yaml(self.flat())
 
 
 def load_config(

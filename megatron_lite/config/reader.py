@@ -58,15 +58,26 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     return int(value) if value.is_integer() else value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart: a text that looks like such a number is quoted."""
+
+
 FLOAT = "tag:yaml.org,2002:float"
-_Loader.add_implicit_resolver(
-    FLOAT, re.compile(r"^[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        FLOAT, re.compile(r"^[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 _Loader.add_constructor(FLOAT, _number)
 _Loader.yaml_implicit_resolvers = {  # no key is a date: 2026-01-31 is the name of a run
     first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
     for first, pairs in _Loader.yaml_implicit_resolvers.items()
 }
+
+
+def to_yaml(keys: Mapping[str, Any]) -> str:
+    """``keys`` as YAML that :func:`read_file` reads as the same values."""
+    # All beyond ASCII is escaped: PyYAML writes some Unicode line breaks raw, and reads them as spaces.
+    return yaml.dump(dict(keys), Dumper=_Dumper, sort_keys=False)
 
 
 def read_file(path: Path) -> list[Entry]:

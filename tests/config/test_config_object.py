@@ -139,7 +139,7 @@ def test_short_counts(number: int, text: str) -> None:
     assert short_count(number) == text
 
 
-@pytest.mark.parametrize("text", ["诗歌", "a\x85b", "a\u2028b 诗\u2029"])
+@pytest.mark.parametrize("text", ["诗歌", "a\x85b", "a\u2028b 诗\u2029", "1e5", "0E0", "2026-01-31"])
 def test_any_text_survives_the_saved_yaml(text: str, tmp_path: Path) -> None:
     config = config_from_keys({**KEYS, "prompt_end": text})
     (tmp_path / "saved.yml").write_text(config.to_yaml())
