@@ -180,7 +180,6 @@ RETIRED: dict[str, Unused] = (
     | _silent("belongs to adlr_autoresume", "adlr_autoresume_interval")
     | _silent("belongs to s3_path", "s3_chunk_size")
     | _silent("belongs to autotuning", "autotuning_run")
-    | _silent("belongs to eval_tasks", "eval_results_prefix")
     | _silent("belongs to text_gen_type: precompute", "precompute_model_name")
 )
 """Accepted without effect."""
@@ -227,7 +226,6 @@ REFUSED: dict[str, Unused] = (
     | _keys("profile with flops_profiler or a profiler of torch", "profile memory_profiling")
     | _keys("the scheduler's own requeueing resumes a run", "adlr_autoresume")
     | _keys("logits are not written with samples", "return_logits")
-    | _keys("export with tools/convert_to_hf.py and evaluate the folder", "eval_tasks")
     | _keys("there is no autotuning", "autotuning")
     | _keys("there is no curriculum", "data_efficiency")
     | _keys(

@@ -7,6 +7,7 @@ from megatron_lite.config.sections.batch import BatchSection
 from megatron_lite.config.sections.checkpoint import CheckpointSection
 from megatron_lite.config.sections.data import DataSection
 from megatron_lite.config.sections.deepspeed import DeepSpeedSection
+from megatron_lite.config.sections.evaluation import EvaluationSection
 from megatron_lite.config.sections.generation import GenerationSection
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.config.sections.logging import LoggingSection
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Section]] = {
     "checkpoint": CheckpointSection,
     "logging": LoggingSection,
     "generation": GenerationSection,
+    "evaluation": EvaluationSection,
     "launcher": LauncherSection,
     "deepspeed": DeepSpeedSection,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,11 @@ from megatron_lite.utils.log import LOGGER, setup_logging
 TRAINING_SCRIPT = "train.py"
 """The script whose needs the planner knows; another script is only given ranks."""
 
-KEY_OPTIONS = ("wandb_group", "wandb_team", "iteration", "eval_tasks", "eval_results_prefix")
+PROJECT = Path(__file__).resolve().parents[2]
+NEOX_SCRIPTS = {"eval.py": "tools/evaluate.py"}
+"""GPT-NeoX's scripts that have another name here."""
+
+KEY_OPTIONS = ("wandb_group", "wandb_team", "iteration", "eval_results_prefix")
 """GPT-NeoX's options that are another way to write ``--set KEY=VALUE``."""
 
 
@@ -40,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     setup_logging()
     script = Path(options.script)
+    if not script.is_file() and options.script in NEOX_SCRIPTS:
+        script = PROJECT / NEOX_SCRIPTS[options.script]
     if not script.is_file():
         raise ConfigError(f"there is no script {script}; it is the first argument, for example train.py")
     paths = config_paths(options.config_files, options.conf_dir)
@@ -76,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--sample_output_file", metavar="FILE", help="the key of this name")
     for name in KEY_OPTIONS:
         parser.add_argument(f"--{name}", metavar="VALUE", help="the key of this name")
+    parser.add_argument("--eval_tasks", nargs="+", metavar="TASK", help="the key of this name")
     parser.add_argument("--force", action="store_true", help="start even if the memory does not seem enough")
     return parser
 
@@ -84,7 +92,8 @@ def _key_overrides(options: argparse.Namespace) -> list[str]:
     """The options that stand for keys, as ``key=value``."""
     names = ("hostfile", "sample_input_file", "sample_output_file", *KEY_OPTIONS)
     given = {name: getattr(options, name) for name in names}
-    return [f"{name}={value}" for name, value in given.items() if value is not None]
+    tasks = [] if options.eval_tasks is None else [f"eval_tasks={json.dumps(options.eval_tasks)}"]
+    return [*(f"{name}={value}" for name, value in given.items() if value is not None), *tasks]
 
 
 def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -> str:
