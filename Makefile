@@ -11,7 +11,7 @@ help: ## what can be made
 
 # torch before DeepSpeed: DeepSpeed's source package imports the installed torch while it builds, hence no
 # build isolation; DS_BUILD_OPS=0 leaves its CUDA/C++ operators to be compiled when first used.
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+.venv/installed: requirements.txt requirements-dev.txt requirements-eval.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) $$(grep '^torch==' requirements.txt) setuptools wheel ninja packaging py-cpuinfo
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements.txt -r requirements-dev.txt

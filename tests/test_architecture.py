@@ -25,7 +25,7 @@ FLOORS = {
     "hf": 5,
     "metrics": 5,
     "generation": 5,
-    "evaluation": 5,
+    "evaluation": 6,
     "training": 6,
 }
 """A package imports itself and packages of lower numbers."""

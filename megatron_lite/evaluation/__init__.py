@@ -1,4 +1,4 @@
-"""Floor 5: scores of a trained model.
+"""Floor 6: scores of a trained model.
 
 lm-eval's tasks, and the perplexity of a text, on any checkpoint and any number of ranks.
 """
