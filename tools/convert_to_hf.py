@@ -11,6 +11,7 @@ import torch
 from megatron_lite.checkpoint import find_checkpoint
 from megatron_lite.generation import load_model
 from megatron_lite.hf import export_folder, verify_folder
+from megatron_lite.hf.families import FAMILIES
 from megatron_lite.hf.shards import parse_size
 from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.utils.errors import command_line
@@ -29,6 +30,9 @@ def main() -> int:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of the weights (default: fp32, exact)"
     )
+    parser.add_argument(
+        "--family", choices=FAMILIES, help="model_type to write (default: the first that fits the model)"
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="of a weights file (default: 5GB)")
     parser.add_argument(
         "--verify", action="store_true", help="load it with transformers and compare logits and token ids"
@@ -37,12 +41,13 @@ def main() -> int:
     setup_logging()
     checkpoint = find_checkpoint(arguments.checkpoint, arguments.iteration)
     size = parse_size(arguments.max_shard_size)
-    export_folder(checkpoint, arguments.out, DTYPES[arguments.dtype], size)
+    dtype = DTYPES[arguments.dtype]
+    export_folder(checkpoint, arguments.out, dtype, size, arguments.family)
     print(f"wrote {arguments.out}")
     if not arguments.verify:
         return 0
-    model = load_model(checkpoint, torch.device("cpu"))
-    result = verify_folder(arguments.out, model.gpt, model.tokenizer)
+    model = load_model(checkpoint, torch.device("cpu"), torch.float32)
+    result = verify_folder(arguments.out, model.gpt, model.tokenizer, dtype)
     print(result.report())
     return 0 if result.passed else 1
 

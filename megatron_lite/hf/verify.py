@@ -48,28 +48,30 @@ class Verification:
 
 
 @torch.no_grad()
-def verify_folder(folder: Path, gpt: GPT, tokenizer: Tokenizer) -> Verification:
+def verify_folder(
+    folder: Path, gpt: GPT, tokenizer: Tokenizer, dtype: torch.dtype | None = None
+) -> Verification:
     """Load ``folder`` with AutoModelForCausalLM and AutoTokenizer; compare with ``gpt`` (fp32, on the CPU).
 
-    ``gpt``'s weights are rounded to the dtype of the folder's, so that a folder in bf16 is held to the same
-    tolerance.
+    The weights of both are rounded to ``dtype`` first, where one of them is in that dtype: so it is held to
+    the same tolerance. None: they must be the same as they are.
 
     Raises:
         UserError: transformers finds tensors missing or left over.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    stored = AutoConfig.from_pretrained(folder).dtype
     theirs, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     problems = {kind: sorted(names) for kind, names in report.items() if names}
     if problems:
         raise UserError(f"{folder}: transformers does not load it cleanly: {problems}")
-    for parameter in gpt.parameters():
-        parameter.copy_(parameter.to(stored).float())
+    if dtype is not None:
+        for parameter in (*gpt.parameters(), *theirs.parameters()):
+            parameter.copy_(parameter.to(dtype).float())
 
     generator = torch.Generator().manual_seed(0)
     length = min(LENGTH, gpt.config.seq_length)

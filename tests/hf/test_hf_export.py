@@ -112,7 +112,7 @@ def test_dtype_is_that_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == dtype
-    result = verify_folder(tmp_path / "out", tiny_gpt(config), tokenizer)
+    result = verify_folder(tmp_path / "out", tiny_gpt(config), tokenizer, dtype)
     assert result.passed, result
     assert result.largest_difference < 1e-4
 
@@ -205,7 +205,7 @@ def test_wrong_sizes(text: str) -> None:
 )
 def test_what_the_family_cannot_express_is_refused(tmp_path: Path, keys: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        export(tmp_path / "out", tiny_config(**NEOX | keys))
+        export(tmp_path / "out", tiny_config(**NEOX | keys), family="gpt_neox")
     assert list(tmp_path.iterdir()) == []
 
 

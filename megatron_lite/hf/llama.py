@@ -1,0 +1,105 @@
+"""Llama and the families that have its shape: Mistral, Qwen 3.
+
+Their rotation is ours: channel i of a head turns with channel i + size/2. Qwen 3 normalises every query and
+key head before it is turned, with the epsilon of the other norms.
+"""
+
+from __future__ import annotations
+
+from megatron_lite.config.sections.model import ModelSection
+from megatron_lite.hf.family import Entry, Family, linear
+from megatron_lite.hf.parts import (
+    Always,
+    FullAttention,
+    HeadSize,
+    InnerWidth,
+    KeyHeads,
+    OneWindow,
+    Part,
+    Same,
+    Vocabulary,
+    WindowedLayers,
+)
+from megatron_lite.hf.rotary import Rotary
+from megatron_lite.hf.shape import GATED_ACTIVATION, SHAPE, tied_by_default
+from megatron_lite.hf.transforms import Heads, Stacked
+
+
+def entries(model: ModelSection) -> list[Entry]:
+    """The table."""
+    layer, theirs = "layers.{i}", "model.layers.{i}"
+    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
+    bias = model.use_bias_in_attn_linear
+    three = tuple(f"{attention}.{name}_proj" for name in "qkv")
+    two = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
+    rows = linear("embed_in", "model.embed_tokens", bias=False)
+    rows += linear(f"{layer}.input_layernorm", f"{theirs}.input_layernorm", bias=False)
+    rows += linear(f"{layer}.attention.query_key_value", three, heads, bias)
+    if model.use_qk_layernorm:
+        for name in ("q_norm", "k_norm"):
+            rows += linear(f"{layer}.attention.{name}", f"{attention}.{name}", bias=False)
+    rows += linear(f"{layer}.attention.dense", f"{attention}.o_proj", bias=bias)
+    rows += linear(f"{layer}.post_attention_layernorm", f"{theirs}.post_attention_layernorm", bias=False)
+    rows += linear(f"{layer}.mlp.dense_h_to_4h", two, Stacked(2), model.use_bias_in_mlp)
+    rows += linear(f"{layer}.mlp.dense_4h_to_h", f"{mlp}.down_proj", bias=model.use_bias_in_mlp)
+    rows += linear("final_layer_norm", "model.norm", bias=False)
+    return rows + (linear("embed_out", "lm_head", bias=False) if model.no_weight_tying else [])
+
+
+COMMON: tuple[Part, ...] = (
+    *SHAPE,
+    Vocabulary(),
+    InnerWidth(gated=True),
+    Rotary(),
+    GATED_ACTIVATION,
+    Always({"norm": "rmsnorm", "gpt_j_residual": False}),
+    Same("rms_norm_eps", "rms_norm_epsilon", 1e-6),
+    Same("attention_dropout", "attention_dropout", 0.0),
+    tied_by_default(False),
+)
+RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
+
+LLAMA = Family(
+    "llama",
+    "LlamaForCausalLM",
+    (
+        *COMMON,
+        KeyHeads(),
+        HeadSize(),
+        FullAttention(),
+        Same("attention_bias", "use_bias_in_attn_linear", False),
+        Same("mlp_bias", "use_bias_in_mlp", False),
+    ),
+    entries,
+    RENAMES,
+)
+
+MISTRAL = Family(
+    "mistral",
+    "MistralForCausalLM",
+    (
+        *COMMON,
+        KeyHeads(default=8),
+        HeadSize(),
+        OneWindow(default=4096),
+        Always({"use_bias_in_attn_linear": False, "use_bias_in_mlp": False}),
+    ),
+    entries,
+    RENAMES,
+)
+
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (
+        *COMMON,
+        KeyHeads(default=32),
+        HeadSize(default=128),
+        WindowedLayers(),
+        Always({"use_qk_layernorm": True, "use_bias_in_mlp": False}),
+        Same("attention_bias", "use_bias_in_attn_linear", False),
+    ),
+    entries,
+    RENAMES,
+)

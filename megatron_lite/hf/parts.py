@@ -1,0 +1,322 @@
+"""What a family's config.json says, part by part: each reads fields into our keys, and writes them back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from megatron_lite.config.sections.model import ModelSection
+from megatron_lite.hf.fields import ABSENT, Fields
+
+
+class Part:
+    """Some fields of a config.json, and the keys that say the same."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the model that this part speaks of."""
+        return ()
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Keys with their values. Raises ConfigError for what we cannot compute."""
+        return {}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """Fields with their values."""
+        return {}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """What of ``model`` it cannot write, as the end of a sentence that begins with "it cannot have"."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Same(Part):
+    """A field and a key with the same value.
+
+    Attributes:
+        theirs: the field.
+        ours: the key.
+        default: what transformers takes when the field is absent (or null).
+    """
+
+    theirs: str
+    ours: str
+    default: Any = ABSENT
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key."""
+        return (self.ours,)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The field's value."""
+        value = fields.get(self.theirs, self.default)
+        return {self.ours: self.default if value is None else value}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The key's value."""
+        return {self.theirs: getattr(model, self.ours)}
+
+
+@dataclass(frozen=True)
+class Choice(Part):
+    """A field and a key that name the same things by other words.
+
+    Attributes:
+        theirs: the field.
+        ours: the key.
+        to_ours: their word → ours.
+        to_theirs: our word → theirs.
+        default: their word when the field is absent.
+    """
+
+    theirs: str
+    ours: str
+    to_ours: Mapping[Any, Any]
+    to_theirs: Mapping[Any, Any]
+    default: Any = ABSENT
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key."""
+        return (self.ours,)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Our word for theirs."""
+        value = fields.get(self.theirs, self.default)
+        if not isinstance(value, Hashable) or value not in self.to_ours:
+            known = ", ".join(map(str, self.to_ours))
+            raise fields.refusal(
+                self.theirs, value, f"and {self.ours} here cannot be that: it can be {known}"
+            )
+        return {self.ours: self.to_ours[value]}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """Their word for ours."""
+        return {self.theirs: self.to_theirs[getattr(model, self.ours)]}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """That there is no word for it."""
+        if getattr(model, self.ours) not in self.to_theirs:
+            yield f"{self.ours} {getattr(model, self.ours)}"
+
+
+@dataclass(frozen=True)
+class Always(Part):
+    """What the family always is: our keys have these values, and no field says it."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those with values."""
+        return tuple(self.values)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The values."""
+        return dict(self.values)
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """Other values."""
+        for key, value in self.values.items():
+            if getattr(model, key) != value:
+                yield f"{key} {getattr(model, key)}"
+
+
+@dataclass(frozen=True)
+class Demanded(Part):
+    """A field that can say what no key of ours says: it must have this value, which is also written."""
+
+    theirs: str
+    value: Any
+    default: Any = ABSENT
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Nothing, if the value is right."""
+        found = fields.get(self.theirs, self.default)
+        if found != self.value:
+            raise fields.refusal(self.theirs, found, f"and models here are as {self.value!r} says")
+        return {}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The value."""
+        return {self.theirs: self.value}
+
+
+@dataclass(frozen=True)
+class Vocabulary(Part):
+    """Rows of the embedding: theirs exactly, since each was part of the softmax in training."""
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """As many rows, none added."""
+        return {"vocab_size": fields.get("vocab_size", kind=int), "make_vocab_size_divisible_by": 1}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The rows with those that pad."""
+        return {"vocab_size": model.padded_vocab_size}
+
+
+@dataclass(frozen=True)
+class InnerWidth(Part):
+    """Width of the MLP: ours is three times theirs where it is gated (see ``intermediate_size``).
+
+    Attributes:
+        gated: whether it is.
+        theirs: the field.
+        times_hidden: what the width is without the field, in hidden sizes; None: it must be there.
+    """
+
+    gated: bool
+    theirs: str = "intermediate_size"
+    times_hidden: int | None = None
+    keys = ("intermediate_size",)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The width in our measure."""
+        width = fields.get(self.theirs, ABSENT if self.times_hidden is None else None, int)
+        if width is None:
+            width = (self.times_hidden or 0) * fields.get("hidden_size", kind=int)
+        return {"intermediate_size": 3 * width if self.gated else width}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The width inside."""
+        return {self.theirs: model.ffn_size}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """That it is gated, or not."""
+        if model.is_gated != self.gated:
+            yield f"activation {model.activation}"
+
+
+@dataclass(frozen=True)
+class KeyHeads(Part):
+    """How many heads keys and values have; without the field ``default``, null: as many as queries."""
+
+    theirs: str = "num_key_value_heads"
+    default: int | None = None
+    keys = ("num_kv_heads",)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The number, or nothing where it is that of the queries."""
+        heads = fields.get(self.theirs, self.default, (int, type(None)))
+        return {} if heads is None else {"num_kv_heads": heads}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The number."""
+        return {self.theirs: model.num_kv_heads}
+
+
+@dataclass(frozen=True)
+class NoKeyHeads(Part):
+    """As many key and value heads as query heads, always."""
+
+    keys = ("num_kv_heads",)
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """Grouped queries."""
+        if model.num_kv_heads != model.num_attention_heads:
+            yield f"num_kv_heads {model.num_kv_heads} of {model.num_attention_heads} heads"
+
+
+@dataclass(frozen=True)
+class HeadSize(Part):
+    """Width of a head: here always hidden_size / num_attention_heads, theirs without the field too, unless
+    the family has a ``default``."""
+
+    default: int | None = None
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Nothing, if the width is ours."""
+        size = fields.get("head_dim", self.default, (int, type(None)))
+        hidden, heads = (fields.get(name, kind=int) for name in ("hidden_size", "num_attention_heads"))
+        if size is not None and size * heads != hidden:
+            raise fields.refusal(
+                "head_dim",
+                size,
+                f"and heads here are as wide as hidden_size / num_attention_heads, {hidden}/{heads}",
+            )
+        return {}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The width."""
+        return {"head_dim": model.head_size}
+
+
+WINDOW_KEYS = ("attention_config", "sliding_window_width")
+
+
+@dataclass(frozen=True)
+class FullAttention(Part):
+    """Every layer sees all that came before."""
+
+    keys = WINDOW_KEYS
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """Windows."""
+        if any(model.attention_windows):
+            yield f"sliding_window_width {model.sliding_window_width}"
+
+
+@dataclass(frozen=True)
+class OneWindow(Part):
+    """Every layer sees as many tokens, all where the field is null."""
+
+    default: int | None
+    theirs: str = "sliding_window"
+    keys = WINDOW_KEYS
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The window."""
+        return {"sliding_window_width": fields.get(self.theirs, self.default, (int, type(None)))}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The window of the first layer, which is that of all."""
+        return {self.theirs: model.attention_windows[0]}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """Layers that differ."""
+        if len(set(model.attention_windows)) > 1:
+            yield "attention_config with windows in some layers only"
+
+
+@dataclass(frozen=True)
+class WindowedLayers(Part):
+    """Some layers have windows: those that ``layer_types`` names, or from ``max_window_layers`` on (Qwen)."""
+
+    keys = WINDOW_KEYS
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The kind of attention of every layer."""
+        layers = fields.get("num_hidden_layers", kind=int)
+        first = fields.get("max_window_layers", 28, int)
+        width = fields.get("sliding_window", 4096, (int, type(None)))
+        width = width if fields.get("use_sliding_window", False, bool) else None
+        types = fields.get("layer_types", None, (list, type(None)))
+        if types is None:
+            types = [SLIDING if width is not None and layer >= first else FULL for layer in range(layers)]
+        if len(types) != layers or not {*types} <= {FULL, SLIDING} or (width is None and SLIDING in types):
+            raise fields.refusal(
+                "layer_types", types, f"which does not make {layers} layers of {FULL} or {SLIDING}"
+            )
+        if width is None or SLIDING not in types:
+            return {}
+        runs = [(kind, len(list(group))) for kind, group in groupby(types)]
+        pattern = [[["local" if kind == SLIDING else "global"], count] for kind, count in runs]
+        return {"attention_config": pattern, "sliding_window_width": width}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The kind of every layer."""
+        windows = model.attention_windows
+        width = next(filter(None, windows), None)
+        return {
+            "use_sliding_window": width is not None,
+            "sliding_window": width,
+            "max_window_layers": next((i for i, window in enumerate(windows) if window), model.num_layers),
+            "layer_types": [SLIDING if window else FULL for window in windows],
+        }
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"

@@ -1,0 +1,105 @@
+"""Rotary positions as config.json has them: in transformers 5 one dictionary, before it several fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_lite.config.sections.model import ModelSection
+from megatron_lite.config.sections.rope import RopeScaling
+from megatron_lite.hf.fields import Fields
+from megatron_lite.hf.parts import Part
+
+BASE = 10000.0
+"""What transformers takes when no field says it."""
+
+ORIGINAL = "original_max_position_embeddings"
+WITH_ORIGINAL = ("llama3", "yarn", "longrope")
+"""Types that know the longest sequence of the first training. It may stand beside the dictionary, and counts
+first there; said nowhere, it is ``max_position_embeddings``."""
+
+
+@dataclass(frozen=True)
+class Rotary(Part):
+    """The base of the frequencies, how much of a head turns, how frequencies are scaled for long sequences.
+
+    Attributes:
+        base: the field of older releases for the base.
+        fraction: likewise for the part of a head that turns; None: all of it, always.
+        default_fraction: what it is when no field says it.
+    """
+
+    base: str = "rope_theta"
+    fraction: str | None = None
+    default_fraction: float = 1.0
+    keys = ("pos_emb", "rotary_emb_base", "rotary_pct", "rope_scaling")
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Base and part. Raises ConfigError for frequencies that are scaled in a way unknown here."""
+        # As transformers 5 does: the older name counts first, and what the dictionary lacks is beside it.
+        kinds = (dict, type(None))
+        found = {name: fields.get(name, None, kinds) for name in ("rope_scaling", "rope_parameters")}
+        name = "rope_scaling" if found["rope_scaling"] else "rope_parameters"
+        given = dict(found[name] or {})
+        base = given.pop("rope_theta", None)
+        beside = fields.get(self.base, None, (int, float, type(None)))
+        if None not in (base, beside) and base != beside:
+            raise fields.refusal(self.base, beside, f"and {name} says {base}: correct one of them")
+        base = base or beside or BASE
+        fraction = self._fraction(fields, given.pop("partial_rotary_factor", None), name)
+        scaling = self._scaling(fields, given, name)
+        if base != int(base):
+            raise fields.refusal(self.base, base, "and rotary_emb_base here is a whole number")
+        return {"pos_emb": "rotary", "rotary_emb_base": int(base), "rotary_pct": float(fraction)} | scaling
+
+    def _scaling(self, fields: Fields, given: dict[str, Any], name: str) -> dict[str, Any]:
+        """``rope_scaling``, of what is left in the dictionary ``name``."""
+        kind = given.get("rope_type", given.get("type", "default"))
+        original = fields.get(ORIGINAL, None, (int, type(None)))
+        if kind in WITH_ORIGINAL:
+            longest = given.get(ORIGINAL) or fields.get("max_position_embeddings", kind=int)
+            given = given | {ORIGINAL: original or longest}
+        try:
+            scaling = RopeScaling(**{key: value for key, value in given.items() if value is not None})
+        except ValidationError as error:
+            why = error.errors()[0]
+            place = ".".join(map(str, why["loc"])) or "it"
+            raise fields.refusal(name, given, f"and {place} cannot be read here: {why['msg']}") from None
+        return {} if scaling == RopeScaling() else {"rope_scaling": _plainly(scaling)}
+
+    def _fraction(self, fields: Fields, inside: float | None, name: str) -> float:
+        """How much of a head turns; ``inside`` is what the dictionary ``name`` says."""
+        field_name = self.fraction or "partial_rotary_factor"
+        beside = fields.get(field_name, None, (int, float, type(None)))
+        if None not in (inside, beside) and inside != beside:
+            raise fields.refusal(field_name, beside, f"and {name} says {inside}: correct one of them")
+        fraction = inside or beside or self.default_fraction
+        if self.fraction is None and fraction != 1:
+            raise fields.refusal(field_name, fraction, "and heads of this family turn as a whole")
+        return fraction
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """In both spellings: the dictionary, and the flat fields of older releases and other readers."""
+        scaling = _plainly(model.rope_scaling)
+        parameters = {**scaling, "rope_theta": float(model.rotary_emb_base)}
+        flat: dict[str, Any] = {self.base: model.rotary_emb_base}
+        if self.fraction is not None:
+            parameters["partial_rotary_factor"] = flat[self.fraction] = model.rotary_pct
+        if scaling["rope_type"] != "default":
+            flat["rope_scaling"] = scaling
+        return {"rope_parameters": parameters, **flat}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """Other positions, or heads that turn in part."""
+        if model.pos_emb != "rotary":
+            yield f"pos_emb {model.pos_emb}"
+        elif self.fraction is None and model.rotary_pct != 1:
+            yield f"rotary_pct {model.rotary_pct}"
+
+
+def _plainly(scaling: RopeScaling) -> dict[str, Any]:
+    """What was given of it, JSON-able."""
+    return scaling.model_dump(mode="json", exclude_none=True)

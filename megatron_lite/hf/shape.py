@@ -1,0 +1,43 @@
+"""Parts that most families' config.json have in common."""
+
+from __future__ import annotations
+
+from megatron_lite.hf.parts import Choice, Part, Same
+
+SHAPE: tuple[Part, ...] = (
+    Same("num_hidden_layers", "num_layers"),
+    Same("hidden_size", "hidden_size"),
+    Same("num_attention_heads", "num_attention_heads"),
+    Same("max_position_embeddings", "max_position_embeddings"),
+    Same("initializer_range", "init_method_std", 0.02),
+)
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "mish": "mish",
+}
+"""Our activation → ``hidden_act``, of an MLP that is not gated."""
+
+READ_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items() if ours != "swish"} | {
+    "swish": "silu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_python": "gelu",
+}  # fmt: skip
+"""The other way: theirs has several names of one function."""
+
+GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "glu": "sigmoid", "bilinear": "linear"}
+"""Our gated activation → ``hidden_act``."""
+
+READ_GATED = {theirs: ours for ours, theirs in GATED.items()} | {"swish": "swiglu"}
+
+ACTIVATION = Choice("hidden_act", "activation", READ_ACTIVATIONS, ACTIVATIONS)
+GATED_ACTIVATION = Choice("hidden_act", "activation", READ_GATED, GATED)
+
+
+def tied_by_default(tied: bool) -> Part:
+    """Whether the head is the embedding; ``tied``: what the family takes without the field."""
+    return Choice(
+        "tie_word_embeddings", "no_weight_tying", {True: False, False: True}, {True: False, False: True}, tied
+    )

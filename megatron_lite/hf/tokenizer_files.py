@@ -1,0 +1,72 @@
+"""The tokenizer of a Hugging Face folder: which files it is in, and which of ours reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lite.utils.errors import DataError
+
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""All that transformers writes about a tokenizer."""
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The keys that name a tokenizer, as :func:`megatron_lite.data.tokenizers.load_tokenizer` takes them."""
+
+    tokenizer_type: str
+    vocab_file: Path
+    merge_file: Path | None = None
+
+    def moved_to(self, folder: Path) -> dict[str, str]:
+        """The same keys for the files' copies in ``folder``, as a run's YAML has them."""
+        keys = {"tokenizer_type": self.tokenizer_type, "vocab_file": str(folder / self.vocab_file.name)}
+        return keys | ({"merge_file": str(folder / self.merge_file.name)} if self.merge_file else {})
+
+
+def find_tokenizer(folder: Path) -> TokenizerFiles:
+    """The tokenizer in ``folder``: a tokenizer.json, else a sentencepiece model, else GPT-2's two files.
+
+    Raises:
+        DataError: there is none of them.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return TokenizerFiles("HFTokenizer", folder / "tokenizer.json")
+    if (folder / "tokenizer.model").is_file():
+        return TokenizerFiles("SPMTokenizer", folder / "tokenizer.model")
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.is_file() and merges.is_file() and _is_gpt2(folder / "tokenizer_config.json"):
+        return TokenizerFiles("GPT2BPETokenizer", vocab, merges)
+    raise DataError(
+        f"{folder} has no tokenizer that is read here: put its tokenizer.json there (transformers' "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one)"
+    )
+
+
+def _is_gpt2(config: Path) -> bool:
+    """Whether vocab.json and merges.txt are cut as GPT-2 cuts: others have such files too."""
+    if not config.is_file():
+        return True
+    kind = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") or "GPT2Tokenizer"
+    return kind.startswith("GPT2Tokenizer")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files from ``source`` to the new folder ``target``."""
+    target.mkdir()
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

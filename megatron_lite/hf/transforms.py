@@ -1,0 +1,114 @@
+"""How one tensor of ours lies in one or several of another program's: each way there has its way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+class Transform(Protocol):
+    """One tensor of ours ↔ one or several of theirs, bit for bit. Works on meta tensors too."""
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """Their tensors, in the order in which the table names them; views where that is possible."""
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The inverse of :meth:`to_theirs`."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The same tensor."""
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """The tensor itself."""
+        return [ours]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The tensor itself."""
+        return theirs[0]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Equal parts laid end to end along the rows here, tensors of their own there ([gate; up])."""
+
+    parts: int = 2
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """The parts."""
+        return list(ours.chunk(self.parts))
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The parts, end to end."""
+        return torch.cat(list(theirs))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys and values: three tensors there, each with the rows of its heads in order.
+
+    Here the rows are, for each key head: the query heads that share it, the key head, the value head. Works
+    on weights [rows, hidden] and biases [rows].
+
+    Attributes:
+        kv_heads: key heads.
+        queries_per_key: query heads that share one.
+        size: rows of a head.
+    """
+
+    kv_heads: int
+    queries_per_key: int
+    size: int
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """[q, k, v]."""
+        grouped = ours.unflatten(0, (self.kv_heads, self.queries_per_key + 2, self.size))
+        return [part.flatten(0, 2) for part in grouped.split((self.queries_per_key, 1, 1), dim=1)]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The groups, end to end."""
+        grouped = [part.unflatten(0, (self.kv_heads, -1, self.size)) for part in theirs]
+        return torch.cat(grouped, dim=1).flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What ``inner`` makes several tensors of is one there, laid end to end ([all q; all k; all v]).
+
+    Attributes:
+        inner: makes the parts.
+        rows: rows of each part.
+    """
+
+    inner: Transform
+    rows: tuple[int, ...]
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """The parts of ``inner``, end to end."""
+        return [torch.cat(self.inner.to_theirs(ours))]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What ``inner`` makes of the parts."""
+        return self.inner.to_ours(theirs[0].split(self.rows))
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Theirs are ``inner``'s, transposed (GPT-2's Conv1D keeps [in, out]); vectors stay as they are."""
+
+    inner: Transform = Plain()
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """The inner tensors, transposed."""
+        return [tensor.t() for tensor in self.inner.to_theirs(ours)]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The inner tensor of the transposed ones."""
+        return self.inner.to_ours([tensor.t() for tensor in theirs])
+
+
+PLAIN = Plain()

@@ -1,0 +1,89 @@
+"""Folders that transformers wrote, imported: the same logits, and exported again the same tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_folders import make_folder
+from transformers import AutoModelForCausalLM
+
+from megatron_lite.checkpoint import verify
+from megatron_lite.config import load_config
+from megatron_lite.generation import load_model
+from megatron_lite.hf import export_folder, import_folder
+from megatron_lite.hf.families import FAMILIES
+
+CPU = torch.device("cpu")
+EPSILON = {"rms_norm_eps": 1e-3}  # large enough to be seen
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pythia": ("gpt_neox", {"layer_norm_eps": 1e-3}),
+    "neox sequential, tied": (
+        "gpt_neox",
+        {"use_parallel_residual": False, "tie_word_embeddings": True, "attention_bias": False},
+    ),
+    "neox activation": ("gpt_neox", {"hidden_act": "gelu_new", "rotary_pct": 1.0, "rotary_emb_base": 500}),
+    "llama": ("llama", EPSILON),
+    "llama grouped": ("llama", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e5}}),
+    "llama multi-query, biases, tied": (
+        "llama",
+        {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama 3.1": ("llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}}),
+    "llama geglu": ("llama", {"hidden_act": "gelu"}),
+    "mistral": ("mistral", EPSILON | {"num_key_value_heads": 2, "sliding_window": 7}),
+    "mistral without window": ("mistral", {"num_key_value_heads": 2, "sliding_window": None}),
+    "qwen3": ("qwen3", EPSILON | {"num_key_value_heads": 2, "head_dim": 8}),
+    "qwen3 windows": (
+        "qwen3",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "attention_bias": True,
+        },
+    ),
+}
+
+
+def test_every_family_is_tested() -> None:
+    assert {family for family, _ in MODELS.values()} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    """Logits within 1e-5; a sound checkpoint; and all tensors bitwise when exported again."""
+    family, fields = MODELS[name]
+    theirs = make_folder(tmp_path / "theirs", family, **fields)
+
+    config = import_folder(tmp_path / "theirs", tmp_path / "ours")
+
+    verify(tmp_path / "ours")
+    tokens = torch.randint(0, 260, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert expected.std() > 0.3
+        logits = load_model(tmp_path / "ours", CPU).gpt(tokens)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert config == load_config([tmp_path / "ours" / "model.yml"])
+
+    export_folder(tmp_path / "ours", tmp_path / "again", family=family)
+    before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not any(report.values())
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(tokens).logits, expected, rtol=0, atol=1e-6)
