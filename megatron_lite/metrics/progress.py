@@ -36,7 +36,7 @@ class Progress:
         self._total = total_steps
         self._enabled = enabled
         self._stream = stream or sys.stdout
-        self._in_place = enabled and self._stream.isatty()
+        self._in_place = enabled and _columns(self._stream) > 0
         self._line = ""
         self._step = step
         self._time = time.monotonic()
@@ -84,8 +84,7 @@ class Progress:
 
     def _draw(self) -> None:
         if self._in_place and self._line:
-            columns = os.get_terminal_size(self._stream.fileno()).columns or 80
-            self._write(CLEAR_LINE + self._line[: columns - 1])
+            self._write(CLEAR_LINE + self._line[: _columns(self._stream) - 1])
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
@@ -100,6 +99,14 @@ class Progress:
             self._seconds_per_step = kept * self._seconds_per_step + (1 - kept) * newest
         self._step, self._time = step, now
         return self._seconds_per_step * (self._total - step)
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal that ``stream`` is; 0 of a file or a pipe.
+
+    And of the pseudo-terminal that OpenMPI gives each rank, wherever its mpirun then writes the text.
+    """
+    return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
 
 
 class _ClearFirst(logging.Filter):

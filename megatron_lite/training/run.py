@@ -11,7 +11,7 @@ from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.checkpoint.folder import LATEST, complete_steps
 from megatron_lite.checkpoint.signs import Sign
 from megatron_lite.config import Config
-from megatron_lite.config.cli import typed_command
+from megatron_lite.config.cli import is_launched, typed_command
 from megatron_lite.data.batches import Fetch, micro_batch, unread
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.mixture import Mixture
@@ -85,7 +85,9 @@ def train(config: Config, context: ParallelContext) -> int:
             for hook in hooks:
                 hook.close()
     if state.stop_reason and context.is_first:
-        print(f"stopped after step {state.step} ({state.stop_reason}); go on with: {resume_command(config)}")
+        under = "" if context.world_size == 1 or is_launched() else " under the same launcher"
+        how = f"go on{under} with: {resume_command(config)}"
+        print(f"stopped after step {state.step} ({state.stop_reason}); {how}")
     return 0
 
 

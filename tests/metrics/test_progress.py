@@ -34,9 +34,9 @@ END = b"\x04"
 class Terminal:
     """A pseudo-terminal of WIDTH columns, and what a person would see on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         self._reader, writer = pty.openpty()
-        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
         self.stream: TextIO = os.fdopen(writer, "w")
 
     def screen(self) -> list[str]:
@@ -94,6 +94,16 @@ def test_plain_lines_when_nobody_watches(clock: list[float]) -> None:
         "step 10  valid loss 2.5",
         "step   20/1000  loss 2.0000  left 32m40s",
     ]
+
+
+def test_plain_lines_on_the_terminal_of_no_width_that_openmpi_gives_its_ranks() -> None:
+    terminal = Terminal(width=0)
+    with Progress(100, stream=terminal.stream) as progress:
+        for step in (1, 2):
+            progress.update(step, {"train/loss": 10.0 - step})
+    lines = terminal.screen()
+    terminal.close()
+    assert [line.split()[1] for line in lines[:-1]] == ["1/100", "2/100"]
 
 
 def test_one_line_is_rewritten_on_a_terminal(terminal: Terminal) -> None:

@@ -100,7 +100,7 @@ def command(folder: Path, corpus: Path, *overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), str(config), *settings]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_saves_and_tells_how_to_go_on(number: signal.Signals, corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(

@@ -14,11 +14,12 @@ from megatron_lite.training.engine import StepResult
 from megatron_lite.training.state import Hook, TrainState
 from megatron_lite.utils.log import LOGGER
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""SIGUSR2, too: OpenMPI's mpirun hands that on and waits; to a SIGTERM it gives the ranks one second."""
 
 
 class Stopping(Hook):
-    """Ends the run after the step in which any rank got SIGINT or SIGTERM; a second SIGINT kills at once.
+    """Ends the run after the step in which any rank got one of SIGNALS; a second SIGINT kills at once.
 
     All ranks must stop after the same step. They agree by summing a flag while the step runs: the collective
     starts before the step and is looked at after it, over gloo on the CPU, so that nobody waits for it and no
