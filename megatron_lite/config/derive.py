@@ -60,7 +60,8 @@ def _heads(keys: Keys) -> dict[str, Any]:
             "rotary_pct",
             "num_attention_heads",
         )
-    return {"num_kv_heads": kv_heads}
+    biases = keys.get("use_bias_in_attn_linear", True)
+    return {"num_kv_heads": kv_heads, "use_bias_in_qkv": biases, "use_bias_in_attn_output": biases}
 
 
 def _lengths(keys: Keys) -> dict[str, Any]:

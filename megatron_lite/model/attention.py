@@ -44,7 +44,8 @@ class Attention(nn.Module):
         self.backend = config.attention_backend
         self.causal = config.causal
         self.window = config.attention_windows[index]
-        inner, bias = config.num_attention_heads * config.head_size, config.use_bias_in_attn_linear
+        self.scale = config.attention_scale
+        inner, bias = config.num_attention_heads * config.head_size, config.use_bias_in_attn_output
         self.query_key_value = query_key_value(config, factory.child("query_key_value"))
         self.q_norm = head_norm(config, factory.child("q_norm")) if config.use_qk_layernorm else None
         self.k_norm = head_norm(config, factory.child("k_norm")) if config.use_qk_layernorm else None
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         if cache is None:
             out = self._attend(q, k, v, places)
         else:
-            out = masked_sdpa(q, *cache.append(self.index, k, v, self.window))
+            out = masked_sdpa(q, *cache.append(self.index, k, v, self.window), self.scale)
         return self.dense(out.transpose(1, 2).flatten(2))
 
     def _attend(
@@ -82,14 +83,15 @@ class Attention(nn.Module):
         length = places.length if places else q.shape[2]
         window = None if self.window is None or self.window >= length else self.window
         if places is None:
-            return run(q, k, v, dropout, self.causal, window, None)
+            return run(q, k, v, dropout, self.causal, window, None, self.scale)
         context = places.context
         if context.size == 1:
-            return run(q, k, v, dropout, self.causal, window, places.documents)
+            return run(q, k, v, dropout, self.causal, window, places.documents, self.scale)
         if context.ring:
-            return ring_attention(q, k, v, dropout, self.causal, window, places)
+            return ring_attention(q, k, v, dropout, self.causal, window, places, self.scale)
         whole = whole_sequences(q, k, v, context.axis)
-        return own_tokens(run(*whole, dropout, self.causal, window, places.documents), context.axis)
+        out = run(*whole, dropout, self.causal, window, places.documents, self.scale)
+        return own_tokens(out, context.axis)
 
     def _heads(
         self, x: torch.Tensor, rotation: Rotation | None

@@ -1,9 +1,10 @@
 """Attention kernels: the portable one and the fast one, chosen by what is present.
 
-A kernel computes softmax(q kᵀ / √d) v with grouped-query attention: ``q [b, heads, s, d]``, ``k`` and
-``v [b, kv_heads, s, d]`` with any strides but a contiguous last dimension → [b, heads, s, d]. Query head i
-reads the key head i // (heads / kv_heads). A ``causal`` query sees the keys up to its own, any other all of
-them; with a ``window`` those less than so many places away; with ``documents`` those of its own document.
+A kernel computes softmax(scale · q kᵀ) v, with the scale 1 / √d unless it is given, and grouped-query
+attention: ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` with any strides but a contiguous last
+dimension → [b, heads, s, d]. Query head i reads the key head i // (heads / kv_heads). A ``causal`` query sees
+the keys up to its own, any other all of them; with a ``window`` those less than so many places away; with
+``documents`` those of its own document.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from megatron_lite.model.tiled import tiled_attention
 from megatron_lite.utils.errors import ConfigError
 
 Run = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, float, bool, int | None, Documents | None], torch.Tensor
+    [torch.Tensor, torch.Tensor, torch.Tensor, float, bool, int | None, Documents | None, float | None],
+    torch.Tensor,
 ]
-"""(q, k, v, dropout probability, causal, window, documents) → output."""
+"""(q, k, v, dropout probability, causal, window, documents, scale) → output."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def sdpa_attention(
     causal: bool,
     window: int | None = None,
     documents: Documents | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """torch's scaled_dot_product_attention over whole sequences, or its kernels.
 
@@ -59,18 +62,25 @@ def sdpa_attention(
     """
     if window is None and documents is None:
         return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     if documents is not None and not dropout and tile_kernel(q, dropout) is CUDA_FLASH:
         left = -1 if window is None else window - 1
-        run = partial(varlen_attn, window_size=(left, 0 if causal else left), enable_gqa=True)
+        run = partial(varlen_attn, scale=scale, window_size=(left, 0 if causal else left), enable_gqa=True)
         return _end_to_end(run, q, k, v, documents)
-    return tiled_attention(q, k, v, dropout, causal, window, documents)
+    return tiled_attention(q, k, v, dropout, causal, window, documents, scale)
 
 
-def masked_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def masked_sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None = None,
+) -> torch.Tensor:
     """``q [b, heads, s, d]`` over the t ≥ s keys of a cache; mask [s, t] or [b, 1, s, t], True = seen."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    shared = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)
 
 
 def flash_attention(
@@ -81,12 +91,13 @@ def flash_attention(
     causal: bool,
     window: int | None = None,
     documents: Documents | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """The flash-attn package (Dao, arXiv 2307.08691), whose layout is [b, s, heads, d] and GQA is native."""
     from flash_attn import flash_attn_func, flash_attn_varlen_func
 
     seen = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
-    options = {"dropout_p": dropout, "causal": causal, "window_size": seen}
+    options = {"dropout_p": dropout, "softmax_scale": scale, "causal": causal, "window_size": seen}
     if documents is not None:
         return _end_to_end(partial(flash_attn_varlen_func, **options), q, k, v, documents)
     return flash_attn_func(*(each.transpose(1, 2) for each in (q, k, v)), **options).transpose(1, 2)

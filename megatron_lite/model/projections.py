@@ -40,7 +40,7 @@ class SharedKeyLinear(nn.Module):
         shape, draw = (rows, config.hidden_size), inner_init(config)
         self.query = factory.make("weight", shape, draw, query)
         self.key_value = factory.make("weight", shape, draw, key_value)
-        bias = config.use_bias_in_attn_linear
+        bias = config.use_bias_in_qkv
         self.query_bias = factory.make("bias", (rows,), zeros, query) if bias else None
         self.key_value_bias = factory.make("bias", (rows,), zeros, key_value) if bias else None
 
@@ -57,5 +57,5 @@ def query_key_value(config: ModelSection, factory: ParameterFactory) -> nn.Modul
     rows = (config.num_attention_heads + 2 * config.num_kv_heads) * config.head_size
     if config.num_kv_heads < factory.tensor.size:
         return SharedKeyLinear(config, rows, factory)
-    bias = config.use_bias_in_attn_linear
+    bias = config.use_bias_in_qkv
     return ColumnLinear(config.hidden_size, rows, bias, inner_init(config), factory)

@@ -1,9 +1,9 @@
 """What computes one tile of attention: torch's flash kernels on a CPU or in CUDA, else plain products.
 
 A kernel takes ``q [b, heads, m, d]``, ``k`` and ``v [b, kv_heads, n, d]`` with any strides but a contiguous
-last dimension, and the tile's shape. Beside the output it gives the logarithm of each query's sum of
-exponentials, by which the outputs of several tiles become that of one softmax over all of them. The backward
-takes the output and the logarithm of the whole softmax.
+last dimension, the tile's shape, and what scores are multiplied by (None: 1 / √d). Beside the output it gives
+the logarithm of each query's sum of exponentials, by which the outputs of several tiles become that of one
+softmax over all of them. The backward takes the output and the logarithm of the whole softmax.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ class TileKernel:
     """One implementation.
 
     Attributes:
-        forward: (q, k, v, shape, dropout probability, seed) → output [b, heads, m, d], logarithm [b, heads,
-            m], what the dropout was drawn from.
-        backward: (gradient of the output, q, k, v, output, logarithm, shape, dropout probability, what it was
-            drawn from) → gradients of q, k and v.
+        forward: (q, k, v, shape, scale, dropout probability, seed) → output [b, heads, m, d], logarithm [b,
+            heads, m], what the dropout was drawn from.
+        backward: (gradient of the output, q, k, v, output, logarithm, shape, scale, dropout probability, what
+            it was drawn from) → gradients of q, k and v.
     """
 
-    forward: Callable[[Tensor, Tensor, Tensor, Shape, float, int], tuple[Tensor, Tensor, Drawn]]
+    forward: Callable[[Tensor, Tensor, Tensor, Shape, float | None, float, int], tuple[Tensor, Tensor, Drawn]]
     backward: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Shape, float, Drawn], tuple[Tensor, Tensor, Tensor]
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Shape, float | None, float, Drawn],
+        tuple[Tensor, Tensor, Tensor],
     ]
 
 
@@ -87,27 +88,27 @@ def _cpu_blocks(shape: Shape) -> Iterator[tuple[slice, slice, Shape]]:
 
 
 def _cpu_forward(
-    q: Tensor, k: Tensor, v: Tensor, shape: Shape, dropout: float, seed: int
+    q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float | None, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Drawn]:
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if _cpu_knows(shape):
-        return *run(q, k, v, 0.0, shape.right == 0), 0
+        return *run(q, k, v, 0.0, shape.right == 0, scale=scale), 0
     outs, logs = [], []
     for rows, columns, part in _cpu_blocks(shape):
         mask = _mask(part, q.dtype, q.device)
-        out, log = run(q[:, :, rows], k[:, :, columns], v[:, :, columns], attn_mask=mask)
+        out, log = run(q[:, :, rows], k[:, :, columns], v[:, :, columns], attn_mask=mask, scale=scale)
         outs.append(out)
         logs.append(log)
     return torch.cat(outs, 2), torch.cat(logs, 2), 0
 
 
 def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape, dropout: float,
-    drawn: Drawn,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape,
+    scale: float | None, dropout: float, drawn: Drawn,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     if _cpu_knows(shape):
-        return run(grad, q, k, v, out, log, 0.0, shape.right == 0)
+        return run(grad, q, k, v, out, log, 0.0, shape.right == 0, scale=scale)
     grad_q = []
     grad_k, grad_v = (torch.zeros_like(each, dtype=log.dtype) for each in (k, v))
     for rows, columns, part in _cpu_blocks(shape):
@@ -115,7 +116,7 @@ def _cpu_backward(
         mask = _mask(part, q.dtype, q.device)
         dq, dk, dv = run(
             grad[:, :, rows], q[:, :, rows], k[:, :, columns], v[:, :, columns], *own, 0.0, False,
-            attn_mask=mask,
+            attn_mask=mask, scale=scale,
         )  # fmt: skip
         grad_q.append(dq)
         grad_k[:, :, columns] += dk
@@ -124,35 +125,36 @@ def _cpu_backward(
 
 
 def _cuda_forward(
-    q: Tensor, k: Tensor, v: Tensor, shape: Shape, dropout: float, seed: int
+    q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float | None, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Drawn]:
     out, log, drawn, _, _ = torch.ops.aten._flash_attention_forward(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, None, shape.queries, shape.keys,
-        dropout, shape.right == 0, False, window_size_left=shape.left, window_size_right=shape.right,
+        dropout, shape.right == 0, False, scale=scale, window_size_left=shape.left,
+        window_size_right=shape.right,
     )  # fmt: skip
     return out.transpose(1, 2), log, drawn
 
 
 def _cuda_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape, dropout: float,
-    drawn: Drawn,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape,
+    scale: float | None, dropout: float, drawn: Drawn,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     unused = torch.empty(0, dtype=torch.int64, device=q.device)
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         grad.transpose(1, 2), q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out.transpose(1, 2),
         log.contiguous(), None, None, shape.queries, shape.keys, dropout, shape.right == 0, drawn, unused,
-        window_size_left=shape.left, window_size_right=shape.right,
+        scale=scale, window_size_left=shape.left, window_size_right=shape.right,
     )  # fmt: skip
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
 def _plain_forward(
-    q: Tensor, k: Tensor, v: Tensor, shape: Shape, dropout: float, seed: int
+    q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float | None, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor, Drawn]:
     generator = torch.Generator(q.device).manual_seed(seed)
     outs, logs = [], []
     for rows, columns, part in blocks(shape, BLOCK):
-        grouped, keys, values = _plain_heads(q[:, :, rows], k[:, :, columns], v[:, :, columns])
+        grouped, keys, values = _plain_heads(q[:, :, rows], k[:, :, columns], v[:, :, columns], scale)
         scores = grouped @ keys.mT + _mask(part, grouped.dtype, q.device)
         log = scores.logsumexp(-1, keepdim=True)
         kept = _kept(scores, dropout, generator)
@@ -162,30 +164,35 @@ def _plain_forward(
 
 
 def _plain_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape, dropout: float,
-    drawn: Drawn,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log: Tensor, shape: Shape,
+    scale: float | None, dropout: float, drawn: Drawn,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     generator = torch.Generator(q.device).manual_seed(int(drawn))
     grad_q = []
     grad_k, grad_v = (torch.zeros_like(each, dtype=log.dtype) for each in (k, v))
     groups = (k.shape[1], -1)
     for rows, columns, part in blocks(shape, BLOCK):
-        grouped, keys, values = _plain_heads(q[:, :, rows], k[:, :, columns], v[:, :, columns])
+        grouped, keys, values = _plain_heads(q[:, :, rows], k[:, :, columns], v[:, :, columns], scale)
         own, came = (each[:, :, rows].to(log.dtype).unflatten(1, groups) for each in (out, grad))
         scores = grouped @ keys.mT + _mask(part, grouped.dtype, q.device)
         weights = (scores - log[:, :, rows].unflatten(1, groups)[..., None]).exp()
         kept = _kept(weights, dropout, generator)
         inner = weights * ((came @ values.mT) * kept - (came * own).sum(-1, keepdim=True))
-        grad_q.append((inner @ keys).flatten(1, 2) / math.sqrt(q.shape[-1]))
+        grad_q.append((inner @ keys).flatten(1, 2) / _divisor(q, scale))
         grad_k[:, :, columns] += (inner.mT @ grouped).sum(2)
         grad_v[:, :, columns] += ((weights * kept).mT @ came).sum(2)
     return torch.cat(grad_q, 2), grad_k, grad_v
 
 
-def _plain_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _divisor(q: Tensor, scale: float | None) -> float:
+    """What queries are divided by."""
+    return math.sqrt(q.shape[-1]) if scale is None else 1 / scale
+
+
+def _plain_heads(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries [b, kv_heads, heads / kv_heads, m, d]; keys, values [b, kv_heads, 1, n, d]; ≥ fp32."""
     exact = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.to(exact).unflatten(1, (k.shape[1], -1)) / math.sqrt(q.shape[-1])
+    grouped = q.to(exact).unflatten(1, (k.shape[1], -1)) / _divisor(q, scale)
     return grouped, k.to(exact)[:, :, None], v.to(exact)[:, :, None]
 
 

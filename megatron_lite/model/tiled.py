@@ -31,14 +31,15 @@ def tiled_attention(
     causal: bool,
     window: int | None,
     documents: Documents | None,
+    scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v, where each token sees of its document what ``causal`` and ``window`` say.
+    """softmax(scale · q kᵀ) v, where each token sees of its document what ``causal`` and ``window`` say.
 
-    ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` → [b, heads, s, d]. Kept for the backward:
-    these, the output, and a number for each head and query.
+    ``q [b, heads, s, d]``, ``k`` and ``v [b, kv_heads, s, d]`` → [b, heads, s, d]; the scale is 1 / √d
+    unless it is given. Kept for the backward: these, the output, and a number for each head and query.
     """
     plan = whole_plan(q.shape[2], documents.bounds if documents else None, window, causal)
-    return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), ALONE)
+    return _TiledAttention.apply(q, k, v, plan, scale, dropout, _seed(dropout), ALONE)
 
 
 @torch.compiler.disable
@@ -50,12 +51,13 @@ def ring_attention(
     causal: bool,
     window: int | None,
     places: Places,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """The same by the ranks that share sequences, each with the tokens that ``places.context`` gives it."""
     axis = places.context.axis
     bounds = places.documents.bounds if places.documents else None
     plan = ring_plan(places.length, axis.size, axis.rank, bounds, window, causal)
-    return _TiledAttention.apply(q, k, v, plan, dropout, _seed(dropout), axis)
+    return _TiledAttention.apply(q, k, v, plan, scale, dropout, _seed(dropout), axis)
 
 
 def _seed(dropout: float) -> int:
@@ -72,6 +74,7 @@ class _TiledAttention(torch.autograd.Function):
         k: torch.Tensor,
         v: torch.Tensor,
         plan: tuple[Step, ...],
+        scale: float | None,
         dropout: float,
         seed: int,
         axis: Axis,
@@ -90,7 +93,7 @@ class _TiledAttention(torch.autograd.Function):
                 own, part = (rows, slice(None), queries), (rows, slice(None), keys)
                 own_seed = derive_seed(seed, "tile", len(drawn)) if dropout else 0
                 more, more_log, source = kernel.forward(
-                    q[own], at_hand[0][part], at_hand[1][part], tile.shape, dropout, own_seed
+                    q[own], at_hand[0][part], at_hand[1][part], tile.shape, scale, dropout, own_seed
                 )
                 drawn.append(source)
                 if tile.diagonal:
@@ -99,7 +102,7 @@ class _TiledAttention(torch.autograd.Function):
                     _merge(out[own], log[own], more, more_log)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, log)
-        ctx.plan, ctx.dropout, ctx.drawn, ctx.axis = plan, dropout, drawn, axis
+        ctx.plan, ctx.scale, ctx.dropout, ctx.drawn, ctx.axis = plan, scale, dropout, drawn, axis
         return out
 
     @staticmethod
@@ -122,7 +125,7 @@ class _TiledAttention(torch.autograd.Function):
                 own, part = (rows, slice(None), queries), (rows, slice(None), keys)
                 dq, dk, dv = kernel.backward(
                     gradient[own], q[own], at_hand[0][part], at_hand[1][part], out[own], log[own], tile.shape,
-                    ctx.dropout, next(drawn),
+                    ctx.scale, ctx.dropout, next(drawn),
                 )  # fmt: skip
                 grad_q[own] += dq
                 found[0][part] += dk
@@ -134,7 +137,7 @@ class _TiledAttention(torch.autograd.Function):
         if back is not None:
             totals[..., plan[-1].sent, :] += back()
         grad_k, grad_v = totals.to(k.dtype)
-        return grad_q.to(q.dtype), grad_k, grad_v, None, None, None, None
+        return grad_q.to(q.dtype), grad_k, grad_v, None, None, None, None, None
 
 
 def _start_keys(k: torch.Tensor, v: torch.Tensor, step: Step, axis: Axis) -> Wait:

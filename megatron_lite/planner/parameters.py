@@ -80,8 +80,8 @@ def _around_mlp(config: Config, tensor: int) -> int:
     model = config.model
     query_width = model.num_attention_heads // tensor * model.head_size
     key_value_width = -(-model.num_kv_heads // tensor) * model.head_size
-    attention = _linear(model.hidden_size, query_width + 2 * key_value_width, model.use_bias_in_attn_linear)
-    attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_linear)
+    attention = _linear(model.hidden_size, query_width + 2 * key_value_width, model.use_bias_in_qkv)
+    attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_output)
     if model.use_qk_layernorm:
         attention += 2 * model.head_size  # one weight for all query heads, one for all key heads, no bias
     norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2

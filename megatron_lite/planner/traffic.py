@@ -132,7 +132,7 @@ def _gradient_shares(config: Config) -> float:
 def _key_value_matrices(config: Config) -> int:
     """Numbers of a layer's key and value projections."""
     model = config.model
-    inputs = model.hidden_size + int(model.use_bias_in_attn_linear)
+    inputs = model.hidden_size + int(model.use_bias_in_qkv)
     return 2 * model.num_kv_heads * model.head_size * inputs
 
 
@@ -159,7 +159,7 @@ class _Vectors:
         model, norm = config.model, parameters_by_place(config).final_norm
         norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
         of_mlp = model.hidden_size * model.use_bias_in_mlp
-        of_layer = norms * norm + model.hidden_size * model.use_bias_in_attn_linear + of_mlp
+        of_layer = norms * norm + model.hidden_size * model.use_bias_in_attn_output + of_mlp
         heads = 2 * model.head_size if model.use_qk_layernorm else 0
         return _Vectors(of_layer, of_mlp, model.moe_num_experts * model.hidden_size, heads, norm)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -80,13 +81,16 @@ def flash_attn_func(
     k: torch.Tensor,
     v: torch.Tensor,
     dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
 ) -> torch.Tensor:
     """flash-attn's documented behaviour (layout [b, s, heads, d], causal off by default) by torch's SDPA."""
     assert window_size == (-1, -1)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal, enable_gqa=True)
+    out = F.scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale, enable_gqa=True
+    )
     return out.transpose(1, 2).contiguous()
 
 
@@ -96,8 +100,9 @@ def test_model_with_a_stand_in_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -
     everywhere = replace(ATTENTION_KERNELS["flash_attn"], serves=lambda device, dtype, head_size: True)
     monkeypatch.setitem(ATTENTION_KERNELS, "flash_attn", everywhere)
     tokens = random_tokens(2, 12)
-    by_sdpa = small_gpt(pos_emb="rotary", num_kv_heads=2, attention_backend="sdpa")
-    by_flash = small_gpt(pos_emb="rotary", num_kv_heads=2, attention_backend="auto")
+    keys: dict[str, Any] = {"pos_emb": "rotary", "num_kv_heads": 2, "attention_scale": 0.7}
+    by_sdpa = small_gpt(**keys, attention_backend="sdpa")
+    by_flash = small_gpt(**keys, attention_backend="auto")
     for gpt in (by_sdpa, by_flash):
         scatter_weights(gpt)
     torch.testing.assert_close(by_flash(tokens), by_sdpa(tokens), rtol=0, atol=1e-5)
@@ -113,4 +118,5 @@ def test_flash_attn_gets_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", Mock(flash_attn_func=stand_in))
     q = k = v = torch.randn(1, 2, 4, 8)
     flash_attention(q, k, v, 0.25, True)
-    assert stand_in.call_args.kwargs == {"dropout_p": 0.25, "causal": True, "window_size": (-1, -1)}
+    expected = {"dropout_p": 0.25, "softmax_scale": None, "causal": True, "window_size": (-1, -1)}
+    assert stand_in.call_args.kwargs == expected

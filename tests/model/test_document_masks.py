@@ -112,10 +112,12 @@ def pairs(bounds: Bounds, window: int | None, causal: bool) -> torch.Tensor:
     return found
 
 
-def by_mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def by_mask(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
     """Attention with a dense mask [b or 1, m, n]."""
     per_key = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(per_key, 1).mT / math.sqrt(q.shape[-1])
+    scores = q @ k.repeat_interleave(per_key, 1).mT * (scale or 1 / math.sqrt(q.shape[-1]))
     scores = scores.masked_fill(~mask[:, None], -math.inf)
     return scores.softmax(-1).nan_to_num() @ v.repeat_interleave(per_key, 1)
 
@@ -127,11 +129,13 @@ def flash_attn_func(
     dropout_p: float,
     causal: bool,
     window_size: tuple[int, int],
+    softmax_scale: float | None = None,
 ) -> torch.Tensor:
     """flash-attn as its documentation says, by a dense mask: query i of m sees key j of n if
     i + n - m - left <= j <= i + n - m + right, where -1 is no limit; causal is right = 0."""
     mask = between(q.shape[1], k.shape[1], window_size[0], 0 if causal else window_size[1])
-    return by_mask(*(each.transpose(1, 2) for each in (q, k, v)), mask[None]).transpose(1, 2)
+    heads = (each.transpose(1, 2) for each in (q, k, v))
+    return by_mask(*heads, mask[None], softmax_scale).transpose(1, 2)
 
 
 def flash_attn_varlen_func(
@@ -155,26 +159,31 @@ def flash_attn_varlen_func(
 
 
 def varlen_attn(
-    *given: Any, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False
+    *given: Any,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """torch's, by its documentation: -1 is no border; fewer key heads are asked for by enable_gqa."""
     assert enable_gqa or given[0].shape[1] == given[1].shape[1]
-    return flash_attn_varlen_func(*given, 0.0, causal=False, window_size=window_size)
+    return flash_attn_varlen_func(*given, 0.0, causal=False, window_size=window_size, softmax_scale=scale)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 40])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", [sdpa_attention, flash_attention])
+@pytest.mark.parametrize("scale", [None, 0.9])
 def test_kernels_see_what_the_definition_says(
-    kernel: Any, causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+    kernel: Any, causal: bool, window: int | None, scale: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in = Mock(flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func)
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
     documents = Documents(BOUNDS, CPU)
-    expected = by_mask(q, k, v, pairs(BOUNDS, window, causal))
-    torch.testing.assert_close(kernel(q, k, v, 0.0, causal, window, documents), expected)
-    torch.testing.assert_close(kernel(q[1:2], k[1:2], v[1:2], 0.0, causal, window), expected[1:2])
+    expected = by_mask(q, k, v, pairs(BOUNDS, window, causal), scale)
+    torch.testing.assert_close(kernel(q, k, v, 0.0, causal, window, documents, scale), expected)
+    alone = kernel(q[1:2], k[1:2], v[1:2], 0.0, causal, window, None, scale)
+    torch.testing.assert_close(alone, expected[1:2])
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
@@ -186,14 +195,14 @@ def test_cuda_takes_all_documents_at_once(
     monkeypatch.setattr(kernels, "tile_kernel", lambda q, dropout: CUDA_FLASH)
     q, k, v = torch.randn(3, 4, LENGTH, 8), torch.randn(3, 2, LENGTH, 8), torch.randn(3, 2, LENGTH, 8)
     on_meta = [each.to("meta", torch.bfloat16).requires_grad_() for each in (q, k, v)]
-    out = sdpa_attention(*on_meta, 0.0, causal, window, Documents(BOUNDS, torch.device("meta")))
+    out = sdpa_attention(*on_meta, 0.0, causal, window, Documents(BOUNDS, torch.device("meta")), 0.9)
     out.backward(torch.empty_like(out))
     assert [each.grad.shape for each in on_meta] == [q.shape, k.shape, v.shape]
 
     stand_in = Mock(side_effect=varlen_attn)
     monkeypatch.setattr(kernels, "varlen_attn", stand_in)
-    found = sdpa_attention(q, k, v, 0.0, causal, window, Documents(BOUNDS, CPU))
-    torch.testing.assert_close(found, by_mask(q, k, v, pairs(BOUNDS, window, causal)))
+    found = sdpa_attention(q, k, v, 0.0, causal, window, Documents(BOUNDS, CPU), 0.9)
+    torch.testing.assert_close(found, by_mask(q, k, v, pairs(BOUNDS, window, causal), 0.9))
     assert stand_in.call_count == 1
 
 
@@ -212,8 +221,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.9])
 @pytest.mark.parametrize("kernel", [CPU_FLASH, PLAIN], ids=["flash", "plain"])
-def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
+def test_tiles_are_the_formula(kernel: TileKernel, scale: float | None, shape: Shape) -> None:
     """Output, logarithm and gradients of shapes of several blocks and of one."""
     m, n = shape.queries, shape.keys
     q, k, v, gradient = (
@@ -221,14 +231,14 @@ def test_tiles_are_the_formula(kernel: TileKernel, shape: Shape) -> None:
         for heads, length in ((4, m), (2, n), (2, n), (4, m))
     )
     mask = between(m, n, *(-1 if border is None else border for border in (shape.left, shape.right)))
-    expected = by_mask(q, k, v, mask[None])
+    expected = by_mask(q, k, v, mask[None], scale)
     expected.backward(gradient)
     with torch.no_grad():
-        out, log, drawn = kernel.forward(q, k, v, shape, 0.0, 0)
-        scores = (q @ k.repeat_interleave(2, 1).mT / 2).masked_fill(~mask, -math.inf)
+        out, log, drawn = kernel.forward(q, k, v, shape, scale, 0.0, 0)
+        scores = (q @ k.repeat_interleave(2, 1).mT * (scale or 0.5)).masked_fill(~mask, -math.inf)
         torch.testing.assert_close(out, expected)
         torch.testing.assert_close(log, scores.logsumexp(-1))
-        found = kernel.backward(gradient, q, k, v, out, log, shape, 0.0, drawn)
+        found = kernel.backward(gradient, q, k, v, out, log, shape, scale, 0.0, drawn)
     for got, leaf in zip(found, (q, k, v), strict=True):
         torch.testing.assert_close(got, leaf.grad)
 
@@ -291,19 +301,21 @@ def test_cuda_s_flash_is_asked_for_the_same(shape: Shape, monkeypatch: pytest.Mo
     """torch's operator takes the arguments (on the meta device), and means the same by them."""
     q, k = torch.randn(1, 2, shape.queries, 8), torch.randn(1, 1, shape.keys, 8)
     on_meta = [each.to("meta", torch.bfloat16) for each in (q, k, k)]
-    out, log, drawn = CUDA_FLASH.forward(*on_meta, shape, 0.1, 0)
-    found = CUDA_FLASH.backward(out, *on_meta, out, log, shape, 0.1, drawn)
+    out, log, drawn = CUDA_FLASH.forward(*on_meta, shape, 0.9, 0.1, 0)
+    found = CUDA_FLASH.backward(out, *on_meta, out, log, shape, 0.9, 0.1, drawn)
     assert [each.shape for each in found] == [q.shape, k.shape, k.shape]
 
-    def operator(*given: Any, window_size_left: int | None, window_size_right: int | None) -> tuple[Any, ...]:
+    def operator(
+        *given: Any, scale: float | None, window_size_left: int | None, window_size_right: int | None
+    ) -> tuple[Any, ...]:
         q, k, v, _, _, m, n, dropout, causal, _ = given
         assert (m, n) == (q.shape[1], k.shape[1])
         window = clipped(n, window_size_left, window_size_right)
-        return flash_attn_func(q, k, v, dropout, causal, window), None, None, None, None
+        return flash_attn_func(q, k, v, dropout, causal, window, scale), None, None, None, None
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
-    mine, *_ = CUDA_FLASH.forward(q, k, k, shape, 0.0, 0)
-    torch.testing.assert_close(mine, CPU_FLASH.forward(q, k, k, shape, 0.0, 0)[0])
+    mine, *_ = CUDA_FLASH.forward(q, k, k, shape, 0.9, 0.0, 0)
+    torch.testing.assert_close(mine, CPU_FLASH.forward(q, k, k, shape, 0.9, 0.0, 0)[0])
 
 
 def test_recomputing_with_documents_and_dropout_is_exact() -> None:

@@ -16,11 +16,14 @@ from megatron_lite.config import config_from_keys
 from megatron_lite.planner.traffic import step_traffic
 
 STEPS = 10
-PLAIN: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}
+PLAIN: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8, "rope_scaling": YARN}
 RICH: dict[str, Any] = {
-    **PLAIN,
+    "num_layers": 2,
+    "train_batch_size": 8,
     "pos_emb": "learned",
-    "use_bias_in_attn_linear": False,  # with learned positions a key's bias has no gradient but rounding
+    "attention_scale": 0.5,
+    "use_bias_in_qkv": False,  # with learned positions a key's bias has no gradient but rounding
     "num_kv_heads": 2,
     "attention_config": [[["global", "local"], "all"]],
     "sliding_window_width": 5,

@@ -25,7 +25,9 @@ MODELS: list[dict[str, Any]] = [
     {"pos_emb": "learned", **SPLIT},
     {"pos_emb": "rotary", "num_kv_heads": 2, "use_qk_layernorm": True, "no_weight_tying": True},
     {"pos_emb": "rotary", "num_kv_heads": 1, "activation": "swiglu", "mlp_multiple_of": 8, **SPLIT},
-    {"pos_emb": "rotary", "rope_scaling": YARN, **SPLIT},
+    {"pos_emb": "rotary", "rope_scaling": YARN, "use_bias_in_attn_output": False, **SPLIT},
+    {"pos_emb": "learned", "attention_scale": 1.0, "use_bias_in_qkv": False, **SPLIT},
+    {"pos_emb": "rotary", "num_kv_heads": 1, "use_bias_in_attn_output": False},
     {"pos_emb": "rotary", "gpt_j_residual": True, "use_qk_layernorm": True, "norm": "rmsnorm", **SPLIT},
     {
         "pos_emb": "rotary",

@@ -104,6 +104,10 @@ class ModelSection(Section):
     """Give layer norms a bias."""
     use_bias_in_attn_linear: Bool = True
     """Give the attention's projections a bias."""
+    use_bias_in_qkv: Bool = derived("use_bias_in_attn_linear")
+    """Give the projection to queries, keys and values a bias (Qwen 2: only there)."""
+    use_bias_in_attn_output: Bool = derived("use_bias_in_attn_linear")
+    """Give the attention's output projection a bias (GPT-Neo: only there)."""
     use_bias_in_mlp: Bool = True
     """Give the MLP's projections a bias."""
     hidden_dropout: Probability = 0.0
@@ -137,6 +141,9 @@ class ModelSection(Section):
     """Tokens that a token sees, itself included, as Hugging Face counts them (GPT-NeoX sees one more); with
     `mlm_training` on either side. Of `local` layers if `attention_config` names any, else of all layers.
     None: all."""
+    attention_scale: PositiveFloat | None = None
+    """What scores, products of a query and a key, are multiplied by before the softmax. None: 1 / sqrt(width
+    of a head). GPT-Neo has 1.0."""
     attention_backend: Literal["auto", "sdpa", "flash_attn"] = "auto"
     """Kernel of the attention. `auto`: flash-attn where it is installed and fits, torch's SDPA otherwise."""
     torch_compile: Bool = False
