@@ -103,7 +103,9 @@ class ParallelContext:
             dist.barrier()
 
 
-SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+"""srun's tasks. SLURM_NTASKS counts those of the job: beside SLURM_PROCID=0, a batch script has it, too."""
+
 # Who sets which variables (rank, ranks, rank on its machine, ranks there): torchrun, deepspeed and our
 # launcher; the mpirun of OpenMPI and of MVAPICH, before SLURM, in whose job they may run; SLURM's srun;
 # Hydra, which starts MPICH's and Intel's; Kubernetes with one process in each pod: Kubeflow's torchrun

@@ -25,7 +25,8 @@ while words[0].startswith("--"):
 count = os.environ["SLURM_NTASKS"]
 tasks = []
 for task in range(int(count)):
-    place = {{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task), "SLURM_STEP_TASKS_PER_NODE": count}}
+    place = {{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task), "SLURM_STEP_NUM_TASKS": count}}
+    place["SLURM_STEP_TASKS_PER_NODE"] = count
     tasks.append(subprocess.Popen([sys.executable, *words[1:]], env={{**os.environ, **place}}))
 sys.exit(max(task.wait() for task in tasks))
 """

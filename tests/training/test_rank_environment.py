@@ -34,7 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
         {
             "SLURM_PROCID": "3",
-            "SLURM_NTASKS": "8",
+            "SLURM_STEP_NUM_TASKS": "8",
             "SLURM_LOCALID": "1",
             "SLURM_STEP_TASKS_PER_NODE": "2(x3),1(x2)",
         },
@@ -105,7 +105,8 @@ def test_one_process_without_a_launcher(environment: pytest.MonkeyPatch) -> None
 
 
 def test_torchrun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyPatch) -> None:
-    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "RANK": "5", "WORLD_SIZE": "16"}.items():
+    slurm = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in {**slurm, "RANK": "5", "WORLD_SIZE": "16"}.items():
         environment.setenv(name, value)
     assert context_from_environment().rank == 5
 
@@ -113,7 +114,7 @@ def test_torchrun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyP
 def test_mpirun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyPatch) -> None:
     """mpirun starts its helper on the second host as a step of one task there, which its ranks inherit."""
     mpi = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
-    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
     hosts = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_STEP_NODELIST": "node2"}
     for name, value in {**mpi, **slurm, **hosts}.items():
         environment.setenv(name, value)
@@ -122,8 +123,22 @@ def test_mpirun_wins_over_the_slurm_job_it_runs_in(environment: pytest.MonkeyPat
     assert os.environ["MASTER_ADDR"] == "node1"
 
 
+@pytest.mark.parametrize(
+    "interactive_step", [{}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "node1"}]
+)
+def test_a_program_in_a_batch_script_or_shell_of_slurm_is_alone(
+    interactive_step: dict[str, str], environment: pytest.MonkeyPatch
+) -> None:
+    """Variables as Slurm 22.05 sets them outside of srun, in a job of two times two tasks."""
+    job = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "node[1-2]"}
+    for name, value in {**job, **interactive_step}.items():
+        environment.setenv(name, value)
+    context = context_from_environment()
+    assert (context.rank, context.world_size) == (0, 1)
+
+
 def test_a_step_on_some_hosts_of_its_job(environment: pytest.MonkeyPatch) -> None:
-    task = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}
+    task = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"}
     hosts = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_STEP_NODELIST": "node2"}
     for name, value in {**task, **hosts}.items():
         environment.setenv(name, value)
@@ -144,7 +159,8 @@ def test_a_step_on_some_hosts_of_its_job(environment: pytest.MonkeyPatch) -> Non
 def test_slurms_first_host_is_the_meeting_point(
     nodes: str, first: str, environment: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": nodes}.items():
+    task = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in {**task, "SLURM_JOB_NODELIST": nodes}.items():
         environment.setenv(name, value)
     context_from_environment()
     assert os.environ["MASTER_ADDR"] == first
