@@ -8,7 +8,6 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-import yaml
 
 import megatron_lite
 from megatron_lite.checkpoint.engine_state import COUNTERS
@@ -25,6 +24,7 @@ from megatron_lite.checkpoint.save import (
 )
 from megatron_lite.checkpoint.verification import model_shapes
 from megatron_lite.config import Config, config_from_keys
+from megatron_lite.config.reader import to_yaml
 from megatron_lite.data.tokenizers import load_tokenizer
 from megatron_lite.hf.families import family_of
 from megatron_lite.hf.family import Entry, Family
@@ -84,7 +84,7 @@ def import_folder(
         **tokenizer.moved_to(out.absolute() / TOKENIZER_FOLDER),
         "load": str(out.absolute()),
         "finetune": True,
-        "run_dir": f"runs/{out.name}",
+        "run_dir": f"runs/{out.absolute().name}-finetuned",
     }
     config = config_from_keys(keys)
     ids = load_tokenizer(tokenizer).vocab_size
@@ -96,9 +96,8 @@ def import_folder(
     names = match(family, config, stored)
     with whole_folder(out) as temporary:
         copy_tokenizer(folder, temporary / TOKENIZER_FOLDER)
-        text = yaml.safe_dump(keys, sort_keys=False, default_flow_style=None)
         (temporary / MODEL_FILE).write_text(
-            f"# {folder.name}, imported from Hugging Face.\n{text}", encoding="utf-8"
+            f"# {folder.absolute().name}, imported from Hugging Face.\n{to_yaml(keys)}", encoding="utf-8"
         )
         _write_checkpoint(temporary, config, family, stored, names, dtype)
     return config
@@ -118,7 +117,13 @@ def match(family: Family, config: Config, stored: StoredTensors) -> dict[str, st
     """
     table, shapes = family.table(config), model_shapes(config)
     assert table.keys() == shapes.keys(), table.keys() ^ shapes.keys()
-    names = {family.current_name(name): name for name in stored.found if not family.passes_over(name)}
+    names: dict[str, str] = {}
+    for name in filter(lambda each: not family.passes_over(each), stored.found):
+        current = family.current_name(name)
+        if current in names:
+            other = names[current]
+            raise CheckpointError(f"the weights have {other} and {name}, which are the same: remove one")
+        names[current] = name
     left = dict(names)
     for ours, entry in table.items():
         expected = entry.transform.to_theirs(torch.empty(shapes[ours], device="meta"))
