@@ -74,7 +74,7 @@ def check_divides(model: ModelSection, ranks: int) -> None:
     """Raise :class:`ConfigError` when so many ``ranks`` cannot share every layer of ``model``."""
     divided = {
         "attention heads": model.num_attention_heads,
-        "rows of the MLP": model.ffn_size,
+        "units of the MLP": model.ffn_size,
         "rows of the vocabulary": model.padded_vocab_size,
     }
     fitting = [number % ranks == 0 for number in divided.values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def replicas(checkpoint: Path) -> Iterator[Replicas]:
-    yield open_replicas(ALONE, checkpoint, batch_tokens=150)
+def replicas(checkpoint: Path) -> Replicas:
+    return open_replicas(ALONE, checkpoint, batch_tokens=150)
 
 
 @pytest.fixture(scope="module")
