@@ -21,7 +21,7 @@ NEUTRAL = frozenset(
         "attention_backend", "attention_dropout", "causal", "checkpoint_activations", "checkpoint_num_layers",
         "expansion_factor", "hidden_dropout", "init_method", "init_method_std", "mlp_multiple_of",
         "make_vocab_size_divisible_by", "moe_loss_coeff", "output_layer_init_method", "seq_length",
-        "torch_compile", "vocab_size",
+        "torch_compile", "use_bias_in_attn_linear", "vocab_size",
     }
 )  # fmt: skip
 """Keys that a trained model does not depend on, or not beyond what other keys and the tensors say."""
@@ -30,8 +30,6 @@ IDLE: Mapping[str, Callable[[ModelSection], bool]] = {
     "gpt_j_tied": lambda model: not model.gpt_j_residual,
     "layernorm_epsilon": lambda model: model.norm != "layernorm",
     "use_bias_in_norms": lambda model: model.norm != "layernorm",
-    "use_bias_in_qkv": lambda model: model.use_bias_in_qkv == model.use_bias_in_attn_linear,
-    "use_bias_in_attn_output": lambda model: model.use_bias_in_attn_output == model.use_bias_in_attn_linear,
     "rms_norm_epsilon": lambda model: model.norm != "rmsnorm",
     "rotary_pct": lambda model: model.pos_emb != "rotary",
     "rotary_emb_base": lambda model: model.pos_emb != "rotary",

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
-from megatron_lite.hf.parts import FullAttention, InnerWidth, NoKeyHeads, Same, Vocabulary
+from megatron_lite.hf.parts import AttentionBias, FullAttention, InnerWidth, NoKeyHeads, Same, Vocabulary
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, SHAPE, tied_by_default
 
 
 def entries(model: ModelSection) -> list[Entry]:
     """The table."""
-    attention = model.use_bias_in_attn_linear
     layer, theirs = "layers.{i}", "gpt_neox.layers.{i}"
     rows = [Entry("embed_in.weight", ("gpt_neox.embed_in.weight",))]
     for name in ("input_layernorm", "post_attention_layernorm"):
         rows += linear(f"{layer}.{name}", f"{theirs}.{name}")
     for name in ("attention.query_key_value", "attention.dense"):
-        rows += linear(f"{layer}.{name}", f"{theirs}.{name}", bias=attention)
+        rows += linear(f"{layer}.{name}", f"{theirs}.{name}", bias=model.use_bias_in_qkv)
     for name in ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"):
         rows += linear(f"{layer}.{name}", f"{theirs}.{name}")
     rows += linear("final_layer_norm", "gpt_neox.final_layer_norm")
@@ -42,7 +41,7 @@ GPT_NEOX = Family(
         Same("layer_norm_eps", "layernorm_epsilon", 1e-5),
         Same("hidden_dropout", "hidden_dropout", 0.0),
         Same("attention_dropout", "attention_dropout", 0.0),
-        Same("attention_bias", "use_bias_in_attn_linear", True),
+        AttentionBias(True),
         Same("use_parallel_residual", "gpt_j_residual", True),
         tied_by_default(False),
     ),

@@ -1,7 +1,8 @@
-"""Llama and the families that have its shape: Mistral, Qwen 3.
+"""Llama and the families that have its shape: Mistral, Qwen 2, Qwen 3.
 
-Their rotation is ours: channel i of a head turns with channel i + size/2. Qwen 3 normalises every query and
-key head before it is turned, with the epsilon of the other norms.
+Their rotation is ours: channel i of a head turns with channel i + size/2. Queries, keys and values of Qwen 2
+have biases, its outputs have none. Qwen 3 normalises every query and key head before it is turned, with the
+epsilon of the other norms.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
 from megatron_lite.hf.parts import (
+    ATTENTION_BIASES,
     Always,
+    AttentionBias,
     FullAttention,
     HeadSize,
     InnerWidth,
@@ -30,16 +33,15 @@ def entries(model: ModelSection) -> list[Entry]:
     layer, theirs = "layers.{i}", "model.layers.{i}"
     attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
     heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
-    bias = model.use_bias_in_attn_linear
     three = tuple(f"{attention}.{name}_proj" for name in "qkv")
     two = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
     rows = linear("embed_in", "model.embed_tokens", bias=False)
     rows += linear(f"{layer}.input_layernorm", f"{theirs}.input_layernorm", bias=False)
-    rows += linear(f"{layer}.attention.query_key_value", three, heads, bias)
+    rows += linear(f"{layer}.attention.query_key_value", three, heads, model.use_bias_in_qkv)
     if model.use_qk_layernorm:
         for name in ("q_norm", "k_norm"):
             rows += linear(f"{layer}.attention.{name}", f"{attention}.{name}", bias=False)
-    rows += linear(f"{layer}.attention.dense", f"{attention}.o_proj", bias=bias)
+    rows += linear(f"{layer}.attention.dense", f"{attention}.o_proj", bias=model.use_bias_in_attn_output)
     rows += linear(f"{layer}.post_attention_layernorm", f"{theirs}.post_attention_layernorm", bias=False)
     rows += linear(f"{layer}.mlp.dense_h_to_4h", two, Stacked(2), model.use_bias_in_mlp)
     rows += linear(f"{layer}.mlp.dense_4h_to_h", f"{mlp}.down_proj", bias=model.use_bias_in_mlp)
@@ -68,7 +70,7 @@ LLAMA = Family(
         KeyHeads(),
         HeadSize(),
         FullAttention(),
-        Same("attention_bias", "use_bias_in_attn_linear", False),
+        AttentionBias(False),
         Same("mlp_bias", "use_bias_in_mlp", False),
     ),
     entries,
@@ -83,7 +85,20 @@ MISTRAL = Family(
         KeyHeads(default=8),
         HeadSize(),
         OneWindow(default=4096),
-        Always({"use_bias_in_attn_linear": False, "use_bias_in_mlp": False}),
+        Always(dict.fromkeys((*ATTENTION_BIASES, "use_bias_in_mlp"), False)),
+    ),
+    entries,
+    RENAMES,
+)
+
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    (
+        *COMMON,
+        KeyHeads(default=32),
+        WindowedLayers(),
+        Always({"use_bias_in_qkv": True, "use_bias_in_attn_output": False, "use_bias_in_mlp": False}),
     ),
     entries,
     RENAMES,
@@ -98,7 +113,7 @@ QWEN3 = Family(
         HeadSize(default=128),
         WindowedLayers(),
         Always({"use_qk_layernorm": True, "use_bias_in_mlp": False}),
-        Same("attention_bias", "use_bias_in_attn_linear", False),
+        AttentionBias(False),
     ),
     entries,
     RENAMES,

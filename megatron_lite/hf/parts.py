@@ -10,6 +10,8 @@ from typing import Any
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.fields import ABSENT, Fields
 
+ATTENTION_BIASES = ("use_bias_in_qkv", "use_bias_in_attn_output")
+
 
 class Part:
     """Some fields of a config.json, and the keys that say the same."""
@@ -144,6 +146,28 @@ class Demanded(Part):
     def write(self, model: ModelSection) -> dict[str, Any]:
         """The value."""
         return {self.theirs: self.value}
+
+
+@dataclass(frozen=True)
+class AttentionBias(Part):
+    """One field for the biases of queries, keys and values, and of the output."""
+
+    default: bool
+    theirs: str = "attention_bias"
+    keys = ATTENTION_BIASES
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """The same for both."""
+        return dict.fromkeys(self.keys, fields.get(self.theirs, self.default, bool))
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """What both have."""
+        return {self.theirs: model.use_bias_in_qkv}
+
+    def reasons_against(self, model: ModelSection) -> Iterator[str]:
+        """That they differ."""
+        if model.use_bias_in_qkv != model.use_bias_in_attn_output:
+            yield f"use_bias_in_attn_output {model.use_bias_in_attn_output}"
 
 
 @dataclass(frozen=True)

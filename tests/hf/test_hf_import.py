@@ -43,6 +43,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama geglu": ("llama", {"hidden_act": "gelu"}),
     "mistral": ("mistral", EPSILON | {"num_key_value_heads": 2, "sliding_window": 7}),
     "mistral without window": ("mistral", {"num_key_value_heads": 2, "sliding_window": None}),
+    "qwen2": ("qwen2", EPSILON | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen2 windows, yarn": (
+        "qwen2",
+        {
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "rope_theta": 1e6,
+            },
+        },
+    ),
     "qwen3": ("qwen3", EPSILON | {"num_key_value_heads": 2, "head_dim": 8}),
     "qwen3 windows": (
         "qwen3",
