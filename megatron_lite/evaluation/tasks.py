@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -58,8 +59,8 @@ def require_lm_eval() -> None:
 def find_tasks(choice: Choice) -> TaskManager:
     """lm-eval's index of tasks, in which all of ``choice`` are.
 
-    Reading the thousands of files that come with lm-eval takes seconds; it is left out where the include path
-    has all the tasks.
+    Reading the thousands of files that come with lm-eval takes seconds; it is left out where the tasks are
+    files, or in the include path.
 
     Raises:
         ConfigError: there is no task, or no folder, of such a name; or lm-eval is not installed.
@@ -72,10 +73,9 @@ def find_tasks(choice: Choice) -> TaskManager:
         raise ConfigError(f"there is no folder {folder} to take tasks from")
     names = [name for name in choice.tasks if not Path(name).is_file()]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if folder is not None:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if set(names) <= set(own.all_subtasks):
-            return own
+    own = TaskManager(include_path=folder, include_defaults=False)
+    if set(names) <= set(own.all_subtasks) and not any(map(_is_group, choice.tasks)):
+        return own
     manager = TaskManager(include_path=folder)
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
@@ -83,6 +83,12 @@ def find_tasks(choice: Choice) -> TaskManager:
         hint = f"did you mean {near[0]}?" if near else "`python -m lm_eval ls tasks` lists those of lm-eval"
         raise ConfigError(f"there is no task {unknown[0]}; {hint}")
     return manager
+
+
+def _is_group(name: str) -> bool:
+    """Whether ``name`` is a file that names a group of tasks, which may be any."""
+    path = Path(name)
+    return path.is_file() and re.search("^group:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def run_tasks(model: HarnessModel, manager: TaskManager, choice: Choice) -> dict[str, Any]:
