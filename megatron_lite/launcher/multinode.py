@@ -1,4 +1,4 @@
-"""Starts the ranks of several hosts through DeepSpeed's runner (pdsh, OpenMPI, MPICH, Intel MPI, SLURM)."""
+"""Starts the ranks of several hosts: through DeepSpeed's runner (pdsh, SLURM), or through MPI."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType, SimpleNamespace
 
+from megatron_lite.config.cli import COMMAND_VARIABLE, typed_command
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher.local import FORWARDED
+from megatron_lite.launcher.mpi import KILL, MPI_LAUNCHERS, STOP, environment_file, mpi_command
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import ConfigError
@@ -25,12 +28,15 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     """Run ``script arguments`` as the ranks of ``resources``; return the exit status of the run.
 
     SIGINT and SIGTERM are passed on to the launcher. Raises ConfigError when DeepSpeed's runner refuses: its
-    launcher is not installed, or a host cannot be reached.
+    launcher is not installed, or a host cannot be reached; and as :func:`mpi_command` does.
     """
+    # Launchers that hand on the environment (MPI's, SLURM's srun) tell the ranks so where they meet.
+    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
+    os.environ[COMMAND_VARIABLE] = typed_command()
+    if keys.launcher in MPI_LAUNCHERS:
+        return _start_with_mpi(keys, resources, [sys.executable, "-u", script, *arguments])
     from deepspeed.launcher import runner
 
-    # Launchers that hand on the environment (SLURM's srun) tell the ranks so where they meet.
-    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
     runner.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _HostLauncher})
     if keys.launcher != "slurm":  # hands on everything by itself; a comma in a value given twice would cut it
         runner.EXPORT_ENVS = sorted({*runner.EXPORT_ENVS, *EXPORTED})
@@ -43,16 +49,32 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     return 0
 
 
+def _start_with_mpi(keys: LauncherSection, resources: Resources, command: Sequence[str]) -> int:
+    environment = {**os.environ, **environment_file()}
+    words = mpi_command(keys, resources, command, environment)
+    LOGGER.info("%s", shlex.join(words))
+    launcher = _HostLauncher(words, environment, STOP.get(keys.launcher), KILL[keys.launcher])
+    return launcher.wait()
+
+
 class _HostLauncher(subprocess.Popen[bytes]):
     """pdsh, mpirun or srun as DeepSpeed's runner starts it and waits for it, with two things it leaves out.
 
     Signals are passed on (the runner does that for pdsh only, by handlers that it sets afterwards), so that
-    no mpirun is left behind; and an end by signal n becomes the exit status 128 + n, where the runner, which
-    looks for positive ones, would end with 0.
+    no mpirun is left behind: the first one as ``stop``, further ones as ``kill``, if these are given. And an
+    end by signal n becomes the exit status 128 + n, where the runner, which looks for positive ones, would
+    end with 0.
     """
 
-    def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        stop: signal.Signals | None = None,
+        kill: signal.Signals | None = None,
+    ) -> None:
         self.early: list[signal.Signals] = []
+        self.stop, self.kill_by = stop, kill
         for number in FORWARDED:
             # What is ignored stays so (nohup), and so do the runner's handlers when it starts a second pdsh.
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -63,7 +85,8 @@ class _HostLauncher(subprocess.Popen[bytes]):
             self.send_signal(each)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        sent = FORWARDED[signal.Signals(number)]
+        sent = self.stop or FORWARDED[signal.Signals(number)]
+        self.stop = self.kill_by
         LOGGER.warning("%s is passed on to the launcher of the hosts", signal.Signals(number).name)
         if getattr(self, "pid", None) is None:  # is about to be started
             self.early.append(sent)
@@ -82,8 +105,8 @@ def runner_arguments(
 ) -> list[str]:
     """The command line of DeepSpeed's runner (``deepspeed``) that starts ``script`` as ``keys`` say.
 
-    MPI has no ssh through which DeepSpeed could ask the first host for its address, so there its name in the
-    hostfile is the meeting point, unless ``master_addr`` names another.
+    SLURM has no ssh through which DeepSpeed could ask the first host for its address, so there its name in
+    the hostfile is the meeting point, unless ``master_addr`` names another.
     """
     assert resources.hostfile is not None, "several hosts come from a hostfile"
     options = {
@@ -95,7 +118,7 @@ def runner_arguments(
         "master_port": _port(keys),
         "master_addr": keys.master_addr if keys.launcher == "pdsh" else _meeting_host(keys, resources),
         "launcher": keys.launcher,
-        "launcher_args": _launcher_arguments(keys, resources) or None,
+        "launcher_args": _launcher_arguments(keys) or None,
     }
     flags = {"no_ssh_check": keys.no_ssh_check or keys.launcher != "pdsh", "force_multi": keys.force_multi}
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
@@ -112,13 +135,9 @@ def _port(keys: LauncherSection) -> int:
     return keys.master_port or DEFAULT_PORT
 
 
-def _launcher_arguments(keys: LauncherSection, resources: Resources) -> str:
+def _launcher_arguments(keys: LauncherSection) -> str:
     """``launcher_args`` and what this launcher needs beside what DeepSpeed gives it, in one string."""
     words = [keys.launcher_args] if keys.launcher_args else []
-    flag = {"openmpi": "-x", "mvapich": "-env"}.get(keys.launcher)
-    if flag is not None:
-        host = _meeting_host(keys, resources)
-        words += [f"{flag} MASTER_ADDR={host}", f"{flag} MASTER_PORT={_port(keys)}"]
     if keys.launcher == "slurm":
         words += [f"--{key}={shlex.quote(value)}" for key, value in _slurm_options(keys) if value]
     return " ".join(words)

@@ -1,0 +1,112 @@
+"""The command line for MPI's launchers, and what cannot be asked of them. Real runs: test_real_mpi.py."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher.mpi import HYDRA, MPI_LAUNCHERS, mpi_command
+from megatron_lite.launcher.resources import find_resources
+from megatron_lite.planner import Machine
+from megatron_lite.utils.errors import ConfigError
+
+MACHINE = Machine(cores=4, memory_total=1 << 34, memory_available=1 << 34)
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMPI's mpirun and a Hydra, by name, in an empty home; not root."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("mpirun", "mpiexec.hydra"):
+        (programs / name).write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0'\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+def words(hosts: str, environment: dict[str, str] | None = None, **given: Any) -> list[str]:
+    """The words after the program, for a hostfile of the lines ``hosts``."""
+    Path("hosts").write_text(hosts)
+    keys = LauncherSection(hostfile="hosts", force_multi=True, **given)
+    command = ["python", "train.py"]
+    return mpi_command(keys, find_resources(keys, MACHINE), command, environment or {})[1:]
+
+
+FOUR = "alpha slots=4\nbeta slots=4\n"
+
+
+def test_openmpi_keeps_consecutive_ranks_together_and_binds_none() -> None:
+    found = words("alpha slots=4\nbeta slots=2\n", launcher="openmpi")
+    assert found[:8] == ["-n", "6", "--host", "alpha:4,beta:2", "--map-by", "slot", "--bind-to", "none"]
+    assert found[-2:] == ["python", "train.py"]
+    own = words(FOUR, launcher="openmpi", launcher_args="--bind-to core --mca a 'b c'")
+    assert own.count("--bind-to") == 1
+    assert own[-7:] == ["--bind-to", "core", "--mca", "a", "b c", "python", "train.py"]
+
+
+def test_openmpi_is_told_what_to_hand_on_by_name_alone(tmp_path: Path) -> None:
+    """mpirun takes the values from its own environment: quotes and commas in them need no care."""
+    (tmp_path / ".deepspeed_env").write_text("FROM_FILE=1\n\n")
+    names = ["MASTER_ADDR", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "MEGATRON_LITE_COMMAND", "FROM_FILE"]
+    found = words(FOUR, dict.fromkeys([*names, "SECRET", "XNCCL"], 'a "b", c'), launcher="openmpi")
+    handed = [name for flag, name in pairwise(found) if flag == "-x"]
+    assert handed == sorted(names)
+
+
+@pytest.mark.parametrize("launcher", HYDRA)
+def test_hydra_hands_on_everything(launcher: Any) -> None:
+    found = words(FOUR, launcher=launcher, launcher_args="-iface eth1")
+    assert found[:7] == ["-n", "8", "-ppn", "4", "-hosts", "alpha,beta", "-genvall"]
+    assert found[-4:] == ["-iface", "eth1", "python", "train.py"]
+
+
+@pytest.mark.parametrize("launcher", MPI_LAUNCHERS)
+@pytest.mark.parametrize(
+    ("given", "ranks"), [({"include": "beta"}, 4), ({"num_nodes": 1}, 4), ({"num_gpus": 3}, 6)]
+)
+def test_whole_hosts_and_fewer_ranks_are_possible(launcher: Any, given: dict[str, Any], ranks: int) -> None:
+    assert words(FOUR, launcher=launcher, **given)[:2] == ["-n", str(ranks)]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "hosts", "given", "message"),
+    [
+        ("openmpi", FOUR, {"include": "alpha:2,3"}, r"not on its slots \[2, 3\].*whole hosts"),
+        ("mpich", "alpha slots=4\nbeta slots=2\n", {}, "as many ranks on every host.*num_gpus"),
+    ],
+)
+def test_what_they_cannot_do(launcher: Any, hosts: str, given: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        words(hosts, launcher=launcher, **given)
+
+
+@pytest.mark.parametrize(("launcher", "program"), [("openmpi", "mpirun"), ("impi", "mpiexec.hydra")])
+def test_a_launcher_that_is_not_installed(
+    launcher: Any, program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"launcher {launcher}: {program} is not installed"):
+        words(FOUR, launcher=launcher)
+
+
+def test_the_mpirun_of_another_mpi(tmp_path: Path) -> None:
+    (tmp_path / "bin/mpirun").write_text("#!/bin/sh\necho 'HYDRA build details:'\n")
+    with pytest.raises(ConfigError, match="bin/mpirun belongs to another MPI"):
+        words(FOUR, launcher="openmpi")
+
+
+def test_openmpi_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(ConfigError, match="launcher_args to --allow-run-as-root"):
+        words(FOUR, launcher="openmpi")
+    words(FOUR, launcher="openmpi", launcher_args="--allow-run-as-root")
+    words(FOUR, {"OMPI_ALLOW_RUN_AS_ROOT": "1"}, launcher="openmpi")
+    words(FOUR, launcher="mpich")
