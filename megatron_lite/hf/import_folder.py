@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
-from functools import reduce
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
-import megatron_lite
-from megatron_lite.checkpoint.engine_state import COUNTERS
-from megatron_lite.checkpoint.files import Item, write_file
-from megatron_lite.checkpoint.folder import TEMPORARY, checkpoint_name
-from megatron_lite.checkpoint.index import WEIGHT, Index, tensor_key
-from megatron_lite.checkpoint.save import (
-    Written,
-    make_empty,
-    optimizer_file,
-    publish,
-    weights_file,
-    whole_index,
-)
-from megatron_lite.checkpoint.verification import model_shapes
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.config.reader import to_yaml
 from megatron_lite.data.tokenizers import load_tokenizer
+from megatron_lite.hf.assemble import MODEL_FILE, PRECISIONS, left_over, write_checkpoint
 from megatron_lite.hf.families import family_of
 from megatron_lite.hf.family import Entry, Family
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.stored import StoredTensors
 from megatron_lite.hf.tokenizer_files import copy_tokenizer, find_tokenizer
 from megatron_lite.hf.whole import check_free, whole_folder
-from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.utils.errors import CheckpointError
 from megatron_lite.utils.log import LOGGER
-
-MODEL_FILE = "model.yml"
-"""The keys of the imported model, beside the checkpoint."""
 
 TOKENIZER_FOLDER = "tokenizer"
 
 LENGTH = 2048
 """``seq_length`` at most: a model's longest context is more than most people train with."""
-
-PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
 
 
 def import_folder(
@@ -99,7 +79,10 @@ def import_folder(
         (temporary / MODEL_FILE).write_text(
             f"# {folder.absolute().name}, imported from Hugging Face.\n{to_yaml(keys)}", encoding="utf-8"
         )
-        _write_checkpoint(temporary, config, family, stored, names, dtype)
+        found = {current: stored.found[name] for current, name in names.items()}
+        write_checkpoint(
+            temporary, config, family.table(config), found, lambda name: stored.read(names[name]), dtype
+        )
     return config
 
 
@@ -115,8 +98,7 @@ def match(family: Family, config: Config, stored: StoredTensors) -> dict[str, st
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape or of a dtype that is no float.
     """
-    table, shapes = family.table(config), model_shapes(config)
-    assert table.keys() == shapes.keys(), table.keys() ^ shapes.keys()
+    table = family.table(config)
     names: dict[str, str] = {}
     for name in filter(lambda each: not family.passes_over(each), stored.found):
         current = family.current_name(name)
@@ -124,23 +106,8 @@ def match(family: Family, config: Config, stored: StoredTensors) -> dict[str, st
             other = names[current]
             raise CheckpointError(f"the weights have {other} and {name}, which are the same: remove one")
         names[current] = name
-    left = dict(names)
-    for ours, entry in table.items():
-        expected = entry.transform.to_theirs(torch.empty(shapes[ours], device="meta"))
-        for name, tensor in zip(entry.theirs, expected, strict=True):
-            if name not in left:
-                raise CheckpointError(f"the weights lack {name} (for {ours}): fetch all files of the model")
-            found = stored.found[left.pop(name)]
-            if found.shape != tensor.shape:
-                raise CheckpointError(
-                    f"{found.file} has {name} of shape {list(found.shape)}, and by config.json it is "
-                    f"{list(tensor.shape)}: the two are of different models"
-                )
-            if found.dtype not in PRECISIONS:
-                raise CheckpointError(
-                    f"{found.file} has {name} in a dtype other than fp32, bf16 or fp16: use a folder that is "
-                    "not quantised"
-                )
+    found = {current: stored.found[name] for current, name in names.items()}
+    left = {name: names[name] for name in left_over(table, config, found, "config.json")}
     _check_tied_head(family, table, left, names, stored)
     if left:
         raise CheckpointError(
@@ -167,52 +134,3 @@ def _check_tied_head(
             "are one (tie_word_embeddings): correct it"
         )
     del left[family.tied_head]
-
-
-def _write_checkpoint(
-    folder: Path,
-    config: Config,
-    family: Family,
-    stored: StoredTensors,
-    names: dict[str, str],
-    dtype: torch.dtype | None,
-) -> None:
-    """Write ``folder/global_step0``: one rank's files, weights only, and ``latest``."""
-    shapes = model_shapes(config)
-    items: list[Item] = []
-    written = Written([], [], {})
-    for ours, entry in family.table(config).items():
-        count = torch.Size(shapes[ours]).numel()
-        found = [stored.found[names[name]].dtype or torch.float32 for name in entry.theirs]
-        kind = dtype or reduce(torch.promote_types, found)
-        read = _reader(entry, stored, names, kind)
-        items.append(Item(tensor_key(ours, WEIGHT, 0, count, None), kind, count, read))
-        name = str(kind).removeprefix("torch.")
-        written.pieces.append((ours, WEIGHT, shapes[ours], name, 0, 0, count, None))
-    target = folder / checkpoint_name(0)
-    temporary = folder / f"{TEMPORARY}{target.name}"
-    make_empty(temporary)
-    written.files.append(write_file(weights_file(temporary, 0), items, {}))
-    written.files.append(write_file(optimizer_file(temporary, 0), [], {}))
-    publish(temporary, target, whole_index(_head(config), [written]))
-
-
-def _reader(
-    entry: Entry, stored: StoredTensors, names: dict[str, str], dtype: torch.dtype
-) -> Callable[[], torch.Tensor]:
-    """What reads the tensor of ``entry`` when its turn to be written has come."""
-
-    def read() -> torch.Tensor:
-        ours = entry.transform.to_ours([stored.read(names[name]) for name in entry.theirs]).to(dtype)
-        if dtype == torch.float16 and not ours.isfinite().all():
-            raise CheckpointError(f"{entry.ours} has values that fp16 cannot hold: convert to bf16 or fp32")
-        return ours.reshape(-1)
-
-    return read
-
-
-def _head(config: Config) -> Index:
-    """The index of a run that has not begun."""
-    counters = {"step": 0, "samples": 0, "tokens": 0}
-    engine, versions = dict.fromkeys(COUNTERS, 0), {"megatron_lite": megatron_lite.__version__}
-    return Index(0, 1, "none (imported)", counters, config.flat(), engine, {}, versions, [], {})
