@@ -13,7 +13,7 @@ import torch
 
 from megatron_lite.generation import load_model
 from megatron_lite.hf import import_folder, verify_folder
-from megatron_lite.hf.import_folder import MODEL_FILE
+from megatron_lite.hf.assemble import MODEL_FILE
 from megatron_lite.parallel.parameter import DTYPES
 from megatron_lite.utils.errors import command_line
 from megatron_lite.utils.log import setup_logging
