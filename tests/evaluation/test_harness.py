@@ -68,13 +68,12 @@ def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
 
 def test_log_likelihoods(ours: HarnessModel, theirs: HFLM, replicas: Replicas) -> None:
     # ... among them what the model itself would say
-    said = ours.generate_until(requests("generate_until", [("Once upon", {"max_gen_toks": 6})]))
-    asked = requests("loglikelihood", [*PAIRS, ("Once upon", said[0])])
+    (said,) = ours.generate_until(requests("generate_until", [("Once upon", {"max_gen_toks": 6})]))
+    asked = requests("loglikelihood", [*PAIRS, ("Once upon", said), ("Once upon", said + "~")])
     expected = theirs.loglikelihood(asked)
     found = ours.loglikelihood(asked)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert found[-1][1]
-    assert not found[0][1]
+    assert [greedy for _, greedy in found[-2:]] == [True, False]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
 
 
@@ -137,6 +136,9 @@ def test_a_stop_ends_the_text_before_it(ours: HarnessModel) -> None:
     assert 0 < free.index(earlier) < free.index(stop)
     assert written(stop) == free[: free.index(stop)]
     assert written(stop, earlier) == written(earlier, stop) == free[: free.index(earlier)]
+    longer = free[11:14]  # begins before ``stop`` and is complete with the same token
+    assert free.index(longer) < free.index(stop)
+    assert written(stop, longer) == written(longer, stop) == free[: free.index(longer)]
     assert written("never said") == free
 
 
