@@ -15,6 +15,7 @@ from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.hf.families import choose_family
 from megatron_lite.hf.family import Family
 from megatron_lite.hf.shards import write_shards
+from megatron_lite.hf.tokenizer_files import write_tokenizer
 from megatron_lite.hf.whole import whole_folder
 from megatron_lite.utils.errors import CheckpointError
 
@@ -94,7 +95,7 @@ def write_folder(
     """
     chosen = choose_family(config, family)
     with whole_folder(out) as folder:
-        special = {"bos_token_id": tokenizer.eod_id, "eos_token_id": tokenizer.eod_id}
+        special = write_tokenizer(config.data, tokenizer, folder)
         name = str(dtype).removeprefix("torch.")
         # transformers 5 reads dtype, older releases and other readers torch_dtype.
         dtypes = {"dtype": name, "torch_dtype": name}
@@ -103,7 +104,6 @@ def write_folder(
         padding = list(range(tokenizer.vocab_size, config.model.padded_vocab_size))
         suppressed = {"suppress_tokens": padding} if padding else {}
         _write_json(folder / "generation_config.json", {**special, **suppressed})
-        tokenizer.save_pretrained(folder)
         write_shards(to_hf(chosen, config, tensors, dtype), folder, max_shard_size)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: which files it is in, and which of ours reads them."""
+"""The tokenizer of a Hugging Face folder: which files it is in, and which of ours reads and writes them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_lite.data.tokenizers import Tokenizer, TokenizerKeys
+from megatron_lite.data.tokenizers.huggingface import HFTokenizer
 from megatron_lite.utils.errors import DataError
 
+CONFIG = "tokenizer_config.json"
 COPIED = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -48,7 +51,7 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
     if (folder / "tokenizer.model").is_file():
         return TokenizerFiles("SPMTokenizer", folder / "tokenizer.model")
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if vocab.is_file() and merges.is_file() and _is_gpt2(folder / "tokenizer_config.json"):
+    if vocab.is_file() and merges.is_file() and _is_gpt2(folder / CONFIG):
         return TokenizerFiles("GPT2BPETokenizer", vocab, merges)
     raise DataError(
         f"{folder} has no tokenizer that is read here: put its tokenizer.json there (transformers' "
@@ -65,8 +68,29 @@ def _is_gpt2(config: Path) -> bool:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files from ``source`` to the new folder ``target``."""
-    target.mkdir()
+    """Copy the tokenizer's files from ``source`` to the folder ``target``, which may be new."""
+    target.mkdir(exist_ok=True)
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def write_tokenizer(keys: TokenizerKeys, tokenizer: Tokenizer, folder: Path) -> dict[str, int | None]:
+    """Write ``tokenizer``, loaded by ``keys``, into ``folder``; the ids that config.json names.
+
+    Files that transformers made (a tokenizer.json with a tokenizer_config.json beside it) are copied: they
+    have more than ids, such as the chat template and the token that begins a text.
+
+    Raises:
+        DataError: transformers cannot express the tokenizer.
+    """
+    file = None if keys.vocab_file is None else Path(keys.vocab_file)
+    source = file.parent if file is not None and file.name == "tokenizer.json" else file
+    if not isinstance(tokenizer, HFTokenizer) or not source or not (source / CONFIG).is_file():
+        tokenizer.save_pretrained(folder)
+        return {"bos_token_id": tokenizer.eod_id, "eos_token_id": tokenizer.eod_id}
+    copy_tokenizer(source, folder)
+    named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("bos_token")
+    token = named.get("content") if isinstance(named, dict) else named
+    begin = None if token is None else tokenizer.library.token_to_id(token)
+    return {"bos_token_id": begin, "eos_token_id": tokenizer.eod_id}

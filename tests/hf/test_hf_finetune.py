@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny_folders import edit_config, make_folder
 from training.training_runs import losses, records, train_rank, write_corpus
+from transformers import AutoTokenizer
 
 from megatron_lite.checkpoint import read_weights
 from megatron_lite.checkpoint.index import WEIGHT, read_index
@@ -121,14 +123,16 @@ def test_verification_fails_for_another_model(
         ("gpt_neox", {}, lambda name: name.replace("embed_out.", "lm_head.")),
         ("gpt_neox", {"tie_word_embeddings": True}, lambda name: name.removeprefix("gpt_neox.")),
         ("llama", {"tie_word_embeddings": True}, lambda name: name.removeprefix("model.")),
+        ("gpt2", {}, lambda name: name.removeprefix("transformer.")),
     ],
 )
 def test_names_of_other_releases(tmp_path: Path, family: str, fields: dict[str, Any], rename: Any) -> None:
     make_folder(tmp_path / "theirs", family, **fields)
     import_folder(tmp_path / "theirs", tmp_path / "ours")
     tensors = {rename(name): tensor for name, tensor in load_file(tmp_path / "theirs" / WEIGHTS).items()}
-    buffers = {f"{rename('gpt_neox.')}layers.0.attention.{b}": torch.ones(2) for b in ("bias", "masked_bias")}
-    save_file(tensors | (buffers if family == "gpt_neox" else {}), tmp_path / "theirs" / WEIGHTS)
+    attention = {"gpt_neox": "gpt_neox.layers.0.attention", "gpt2": "transformer.h.0.attn"}.get(family)
+    buffers = {rename(f"{attention}.{b}"): torch.ones(2) for b in ("bias", "masked_bias") if attention}
+    save_file(tensors | buffers, tmp_path / "theirs" / WEIGHTS)
     import_folder(tmp_path / "theirs", tmp_path / "again")
     ours, again = (dict(read_weights(tmp_path / name)) for name in ("ours", "again"))
     assert all(torch.equal(ours[name], again[name]) for name in ours | again)
@@ -153,6 +157,21 @@ def test_old_spelling_of_rotary_fields(tmp_path: Path, convert: Any) -> None:
     model = load_config([tmp_path / "ours" / "model.yml"]).model
     assert (model.rope_scaling.rope_type, model.rope_scaling.factor) == ("linear", 2.0)
     assert model.rotary_emb_base == 500000
+
+
+def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
+    """With the token that begins a text, which is not the one that ends it, and the chat template."""
+    make_folder(tmp_path / "theirs", "llama")
+    file = tmp_path / "theirs" / "tokenizer_config.json"
+    more = {"bos_token": "a", "chat_template": "{{ messages[0].content }}"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    export_folder(tmp_path / "ours", tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (ord("a"), 256)
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").bos_token_id == ord("a")
 
 
 @pytest.mark.skipif("MEGATRON_LITE_TEST_DATA" not in os.environ, reason="needs MEGATRON_LITE_TEST_DATA")
