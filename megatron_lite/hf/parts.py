@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.fields import ABSENT, Fields
+from megatron_lite.utils.log import LOGGER
 
 ATTENTION_BIASES = ("use_bias_in_qkv", "use_bias_in_attn_output")
 
@@ -171,6 +172,38 @@ class AttentionBias(Part):
 
 
 @dataclass(frozen=True)
+class Dropouts(Part):
+    """A dropout for the outputs of attention and MLP, another for the embedding: here they are one.
+
+    Attributes:
+        theirs: the field of the outputs.
+        embedding: that of the embedding.
+        default: of both.
+    """
+
+    theirs: str
+    embedding: str
+    default: float
+    keys = ("hidden_dropout",)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """That of the outputs; it is told where the other differs, which no computed number depends on."""
+        value, other = (
+            fields.get(name, self.default, (int, float)) for name in (self.theirs, self.embedding)
+        )
+        if value != other:
+            LOGGER.warning(
+                "%s is %s and %s %s: training here drops as much of both; hidden_dropout is the first",
+                self.theirs, value, self.embedding, other,
+            )  # fmt: skip
+        return {"hidden_dropout": value}
+
+    def write(self, model: ModelSection) -> dict[str, Any]:
+        """The same for both."""
+        return dict.fromkeys((self.theirs, self.embedding), model.hidden_dropout)
+
+
+@dataclass(frozen=True)
 class Vocabulary(Part):
     """Rows of the embedding: theirs exactly, since each was part of the softmax in training."""
 
@@ -191,18 +224,20 @@ class InnerWidth(Part):
         gated: whether it is.
         theirs: the field.
         times_hidden: what the width is without the field, in hidden sizes; None: it must be there.
+        hidden: the field with the hidden size.
     """
 
     gated: bool
     theirs: str = "intermediate_size"
     times_hidden: int | None = None
+    hidden: str = "hidden_size"
     keys = ("intermediate_size",)
 
     def read(self, fields: Fields) -> dict[str, Any]:
         """The width in our measure."""
-        width = fields.get(self.theirs, ABSENT if self.times_hidden is None else None, int)
+        width = fields.get(self.theirs, ABSENT if self.times_hidden is None else None, (int, type(None)))
         if width is None:
-            width = (self.times_hidden or 0) * fields.get("hidden_size", kind=int)
+            width = (self.times_hidden or 0) * fields.get(self.hidden, kind=int)
         return {"intermediate_size": 3 * width if self.gated else width}
 
     def write(self, model: ModelSection) -> dict[str, Any]:

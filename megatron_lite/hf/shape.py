@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from megatron_lite.hf.parts import Choice, Part, Same
 
-SHAPE: tuple[Part, ...] = (
-    Same("num_hidden_layers", "num_layers"),
-    Same("hidden_size", "hidden_size"),
-    Same("num_attention_heads", "num_attention_heads"),
-    Same("max_position_embeddings", "max_position_embeddings"),
-    Same("initializer_range", "init_method_std", 0.02),
-)
+
+def shape(
+    layers: str = "num_hidden_layers",
+    hidden: str = "hidden_size",
+    heads: str = "num_attention_heads",
+    positions: str = "max_position_embeddings",
+    deviation: str = "initializer_range",
+) -> tuple[Part, ...]:
+    """The sizes of a model, by the names that its family has for them."""
+    return (
+        Same(layers, "num_layers"),
+        Same(hidden, "hidden_size"),
+        Same(heads, "num_attention_heads"),
+        Same(positions, "max_position_embeddings"),
+        Same(deviation, "init_method_std", 0.02),
+    )
+
+
+SHAPE = shape()
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -34,6 +46,17 @@ READ_GATED = {theirs: ours for ours, theirs in GATED.items()} | {"swish": "swigl
 
 ACTIVATION = Choice("hidden_act", "activation", READ_ACTIVATIONS, ACTIVATIONS)
 GATED_ACTIVATION = Choice("hidden_act", "activation", READ_GATED, GATED)
+
+
+def gpt2_activation(default: str = "gelu_new") -> Part:
+    """The activation, by the names that GPT-2 and its descendants have for field and function."""
+    return Choice(
+        "activation_function",
+        "activation",
+        READ_ACTIVATIONS,
+        ACTIVATIONS | {"gelu_tanh": "gelu_new"},
+        default,
+    )
 
 
 def tied_by_default(tied: bool) -> Part:

@@ -87,6 +87,20 @@ def test_config(folder: Path, fields: dict[str, Any], words: list[str]) -> None:
     refused(folder, *words)
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx true"]),
+        ("gpt2", {"add_cross_attention": True}, ["add_cross_attention true"]),
+        ("gpt2", {"hidden_size": 64}, ["hidden_size 64"]),
+    ],
+)
+def test_config_of_family(tmp_path: Path, family: str, fields: dict[str, Any], words: list[str]) -> None:
+    make_folder(tmp_path / "theirs", family)
+    edit_config(tmp_path / "theirs", **fields)
+    refused(tmp_path / "theirs", *words)
+
+
 def spoil(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     """What changes the tensors of a folder."""
 

@@ -23,6 +23,8 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 256,
     "eos_token_id": 256,
 }
+OTHER_SHAPE: dict[str, dict[str, Any]] = {"gpt2": {"intermediate_size": None}}
+"""Where a family has no such field, or another of that meaning."""
 
 
 @torch.no_grad()
@@ -33,7 +35,8 @@ def make_folder(
 
     Every parameter, norms and biases too, is random enough to leave no mistake unseen.
     """
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SHAPE | fields)).eval()
+    shape = SHAPE | OTHER_SHAPE.get(model_type, {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape | fields)).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         mean = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
