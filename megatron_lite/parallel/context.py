@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,7 +138,8 @@ def context_from_environment() -> ParallelContext:
     ranks are data-parallel ones until :func:`arrange` says otherwise.
 
     Raises:
-        ConfigError: this is one process of a pod that is to run several ranks.
+        ConfigError: this is one process of a pod that is to run several ranks, or one of several hosts, of
+            which nobody says where they meet.
     """
     environment = os.environ
     started = [names for names in LAUNCHERS if names[0] in environment and names[1] in environment]
@@ -156,6 +158,8 @@ def context_from_environment() -> ParallelContext:
     if ranks_here:
         environment["LOCAL_WORLD_SIZE"] = ranks_here[0]
     hosts = _slurms_hosts(is_step=bool(started) and started[0] == SLURM)
+    if ranks_here and int(ranks_here[0]) < world_size:
+        _check_meeting_point(environment, hosts)
     environment.setdefault("MASTER_ADDR", environment.get("PET_MASTER_ADDR") or _first_host(hosts))
     environment.setdefault("MASTER_PORT", environment.get("PET_MASTER_PORT", "29500"))
     device = torch.device("cpu")
@@ -165,6 +169,14 @@ def context_from_environment() -> ParallelContext:
     return ParallelContext(
         rank, world_size, local_rank, device, data=Axis(world_size, rank), replicas=Axis(world_size, rank)
     )
+
+
+def _check_meeting_point(environment: Mapping[str, str], hosts: str) -> None:
+    if not (hosts or environment.get("MASTER_ADDR") or environment.get("PET_MASTER_ADDR")):
+        raise ConfigError(
+            "the ranks are on several hosts, and none knows where they meet: give all of them the variable "
+            "MASTER_ADDR, the host of rank 0 (mpirun -x MASTER_ADDR=HOST, mpiexec -genv MASTER_ADDR HOST)"
+        )
 
 
 def arrange(context: ParallelContext, parallel: ParallelSection) -> ParallelContext:

@@ -56,12 +56,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_launchers(variables: dict[str, str], environment: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
+    environment.setenv("MASTER_ADDR", "first")
     context = context_from_environment()
     assert (context.rank, context.world_size, context.local_rank) == (3, 8, 1)
     assert (context.data_rank, context.data_size) == (3, 8)
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "8", "1"]
     assert os.environ["LOCAL_WORLD_SIZE"] == "2"
-    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+    assert os.environ["MASTER_ADDR"] == "first"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,24 @@ def test_slurms_first_host_is_the_meeting_point(
         environment.setenv(name, value)
     context_from_environment()
     assert os.environ["MASTER_ADDR"] == first
+
+
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
+
+
+def test_ranks_of_several_hosts_that_do_not_know_where_they_meet(environment: pytest.MonkeyPatch) -> None:
+    """On one host that is the host itself; 127.0.0.1 would leave the ranks of the second to wait for ever."""
+    for name, value in {**HYDRA, "MPI_LOCALNRANKS": "2"}.items():
+        environment.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR.*mpiexec -genv"):
+        context_from_environment()
+
+
+def test_ranks_of_one_host_meet_there(environment: pytest.MonkeyPatch) -> None:
+    for name, value in {**HYDRA, "MPI_LOCALNRANKS": "4"}.items():
+        environment.setenv(name, value)
+    context_from_environment()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "29500")
 
 
 def test_files_and_overrides() -> None:
