@@ -33,6 +33,11 @@ def main() -> int:
         "--dtype", choices=DTYPES, help="of the weights, and precision of the run (default: as in the files)"
     )
     parser.add_argument(
+        "--make-vocab-size-divisible-by", type=int, metavar="N", dest="rows_multiple",
+        help="add rows for all ids of the tokenizer, up to a multiple of N, so that tensor parallelism can "
+        "divide them (default: exactly the folder's rows)",
+    )  # fmt: skip
+    parser.add_argument(
         "--ignore", nargs="+", action="extend", default=[], metavar="FIELD",
         help="fields of config.json, unknown here, that do not change what the model computes",
     )  # fmt: skip
@@ -42,7 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     setup_logging()
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    import_folder(arguments.folder, arguments.out, dtype, arguments.ignore)
+    import_folder(arguments.folder, arguments.out, dtype, arguments.ignore, arguments.rows_multiple)
     print(f"wrote {arguments.out}; train with: deepy.py train.py {arguments.out / MODEL_FILE} DATA.yml")
     if not arguments.verify:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from megatron_lite.hf.family import Entry, Family
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.stored import StoredTensors
 from megatron_lite.hf.tokenizer_files import copy_tokenizer, find_tokenizer
+from megatron_lite.hf.transforms import Extended
 from megatron_lite.hf.whole import check_free, whole_folder
 from megatron_lite.utils.errors import CheckpointError
 from megatron_lite.utils.log import LOGGER
@@ -28,7 +30,11 @@ LENGTH = 2048
 
 
 def import_folder(
-    folder: Path, out: Path, dtype: torch.dtype | None = None, ignored: Collection[str] = ()
+    folder: Path,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    ignored: Collection[str] = (),
+    rows_multiple: int | None = None,
 ) -> Config:
     """Write the model in the Hugging Face ``folder`` as ``out``: checkpoint, tokenizer, model.yml.
 
@@ -40,6 +46,8 @@ def import_folder(
         out: the new folder of checkpoints; must not exist, or be empty.
         dtype: of the weights in the checkpoint, and the run's ``precision``; None: as the files have them.
         ignored: fields of config.json that are known to change nothing.
+        rows_multiple: add rows to the vocabulary, for all ids of the tokenizer, up to a multiple of this;
+            they are the mean of the others. None: the rows stay exactly theirs.
 
     Returns:
         The configuration of model.yml.
@@ -66,23 +74,25 @@ def import_folder(
         "finetune": True,
         "run_dir": f"runs/{out.absolute().name}-finetuned",
     }
-    config = config_from_keys(keys)
-    ids = load_tokenizer(tokenizer).vocab_size
-    if ids > config.model.padded_vocab_size:
+    rows, ids = keys["vocab_size"], load_tokenizer(tokenizer).vocab_size
+    if rows_multiple is not None:
+        keys |= {"vocab_size": max(rows, ids), "make_vocab_size_divisible_by": rows_multiple}
+    elif ids > rows:
         LOGGER.warning(
-            "the tokenizer has %d ids and the model rows for %d: training refuses texts with the others",
-            ids, config.model.padded_vocab_size,
+            "the tokenizer has %d ids and the model rows for %d, with which no training begins: add rows "
+            "by --make-vocab-size-divisible-by",
+            ids, rows,
         )  # fmt: skip
-    names = match(family, config, stored)
+    config = config_from_keys(keys)
+    table = _extended(family.table(config), rows, config.model.padded_vocab_size - rows)
+    names = match(family, table, config, stored)
     with whole_folder(out) as temporary:
         copy_tokenizer(folder, temporary / TOKENIZER_FOLDER)
         (temporary / MODEL_FILE).write_text(
             f"# {folder.absolute().name}, imported from Hugging Face.\n{to_yaml(keys)}", encoding="utf-8"
         )
         found = {current: stored.found[name] for current, name in names.items()}
-        write_checkpoint(
-            temporary, config, family.table(config), found, lambda name: stored.read(names[name]), dtype
-        )
+        write_checkpoint(temporary, config, table, found, lambda name: stored.read(names[name]), dtype)
     return config
 
 
@@ -92,13 +102,19 @@ def _dtype_of(stored: StoredTensors) -> torch.dtype:
     return max(counts, key=lambda dtype: counts[dtype], default=torch.float32) or torch.float32
 
 
-def match(family: Family, config: Config, stored: StoredTensors) -> dict[str, str]:
+def _extended(table: dict[str, Entry], rows: int, more: int) -> dict[str, Entry]:
+    """``table`` where the matrices of the vocabulary get ``more`` rows than their ``rows``."""
+    vocabulary = ("embed_in.weight", "embed_out.weight")
+    changed = {name: Extended(rows, more) for name in vocabulary if more and name in table}
+    return table | {name: replace(table[name], transform=each) for name, each in changed.items()}
+
+
+def match(family: Family, table: dict[str, Entry], config: Config, stored: StoredTensors) -> dict[str, str]:
     """By name in the family's table, the name in the files; all tensors are there, in the right shapes.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape or of a dtype that is no float.
     """
-    table = family.table(config)
     names: dict[str, str] = {}
     for name in filter(lambda each: not family.passes_over(each), stored.found):
         current = family.current_name(name)

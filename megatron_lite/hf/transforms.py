@@ -111,4 +111,26 @@ class Transposed:
         return self.inner.to_ours([tensor.t() for tensor in theirs])
 
 
+@dataclass(frozen=True)
+class Extended:
+    """Ours has more rows than theirs, of which the further ones are the mean of theirs: on import only.
+
+    Attributes:
+        rows: theirs.
+        more: rows beyond them.
+    """
+
+    rows: int
+    more: int
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """Their rows."""
+        return [ours[: self.rows]]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Their rows and the further ones."""
+        mean = theirs[0].float().mean(0, keepdim=True).to(theirs[0].dtype)
+        return torch.cat([theirs[0], mean.expand(self.more, -1)])
+
+
 PLAIN = Plain()
