@@ -1,4 +1,4 @@
-"""Starts the ranks of several hosts: through DeepSpeed's runner (pdsh, SLURM), or through MPI."""
+"""Starts the ranks of several hosts: through DeepSpeed's runner (pdsh), SLURM or MPI."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import FrameType, SimpleNamespace
 
 from megatron_lite.config.cli import COMMAND_VARIABLE, typed_command
 from megatron_lite.config.sections.launcher import LauncherSection
+from megatron_lite.launcher import slurm
 from megatron_lite.launcher.local import FORWARDED
 from megatron_lite.launcher.mpi import KILL, MPI_LAUNCHERS, STOP, environment_file, mpi_command
 from megatron_lite.launcher.pods import DEFAULT_PORT
@@ -30,16 +31,19 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     SIGINT and SIGTERM are passed on to the launcher. Raises ConfigError when DeepSpeed's runner refuses: its
     launcher is not installed, or a host cannot be reached; and as :func:`mpi_command` does.
     """
-    # Launchers that hand on the environment (MPI's, SLURM's srun) tell the ranks so where they meet.
-    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
     os.environ[COMMAND_VARIABLE] = typed_command()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of sockets whose other side has no name
+    command = [sys.executable, "-u", script, *arguments]
+    if keys.launcher == "slurm":
+        return _start_with_slurm(keys, resources, command)
+    # Launchers that hand on the environment tell the ranks so where they meet.
+    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
     if keys.launcher in MPI_LAUNCHERS:
-        return _start_with_mpi(keys, resources, [sys.executable, "-u", script, *arguments])
+        return _start_with_mpi(keys, resources, command)
     from deepspeed.launcher import runner
 
     runner.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _HostLauncher})
-    if keys.launcher != "slurm":  # hands on everything by itself; a comma in a value given twice would cut it
-        runner.EXPORT_ENVS = sorted({*runner.EXPORT_ENVS, *EXPORTED})
+    runner.EXPORT_ENVS = sorted({*runner.EXPORT_ENVS, *EXPORTED})
     try:
         runner.main(runner_arguments(keys, resources, script, arguments))
     except SystemExit as ending:
@@ -55,6 +59,13 @@ def _start_with_mpi(keys: LauncherSection, resources: Resources, command: Sequen
     LOGGER.info("%s", shlex.join(words))
     launcher = _HostLauncher(words, environment, STOP.get(keys.launcher), KILL[keys.launcher])
     return launcher.wait()
+
+
+def _start_with_slurm(keys: LauncherSection, resources: Resources, command: Sequence[str]) -> int:
+    environment = {**os.environ, **environment_file(), **slurm.meeting_point(keys)}
+    words = slurm.slurm_command(keys, resources, command, environment)
+    LOGGER.info("%s", shlex.join(words))
+    return _HostLauncher(words, environment, slurm.STOP, slurm.KILL).wait()
 
 
 class _HostLauncher(subprocess.Popen[bytes]):
@@ -103,11 +114,7 @@ class _HostLauncher(subprocess.Popen[bytes]):
 def runner_arguments(
     keys: LauncherSection, resources: Resources, script: str, arguments: Sequence[str]
 ) -> list[str]:
-    """The command line of DeepSpeed's runner (``deepspeed``) that starts ``script`` as ``keys`` say.
-
-    SLURM has no ssh through which DeepSpeed could ask the first host for its address, so there its name in
-    the hostfile is the meeting point, unless ``master_addr`` names another.
-    """
+    """The command line of DeepSpeed's runner (``deepspeed``) that starts ``script`` as ``keys`` say."""
     assert resources.hostfile is not None, "several hosts come from a hostfile"
     options = {
         "hostfile": resources.hostfile,
@@ -116,15 +123,14 @@ def runner_arguments(
         "num_nodes": keys.num_nodes if keys.num_nodes > 0 else None,
         "num_gpus": keys.num_gpus,
         "master_port": _port(keys),
-        "master_addr": keys.master_addr if keys.launcher == "pdsh" else _meeting_host(keys, resources),
+        "master_addr": keys.master_addr,
         "launcher": keys.launcher,
-        "launcher_args": _launcher_arguments(keys) or None,
+        "launcher_args": keys.launcher_args or None,
     }
-    flags = {"no_ssh_check": keys.no_ssh_check or keys.launcher != "pdsh", "force_multi": keys.force_multi}
+    flags = {"no_ssh_check": keys.no_ssh_check, "force_multi": keys.force_multi}
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     words += [f"--{name}" for name, is_set in flags.items() if is_set]
-    quoted = [_for_remote_shell(word) for word in arguments] if keys.launcher == "pdsh" else list(arguments)
-    return [*words, "--no_local_rank", script, *quoted]
+    return [*words, "--no_local_rank", script, *(_for_remote_shell(word) for word in arguments)]
 
 
 def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
@@ -133,18 +139,6 @@ def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
 
 def _port(keys: LauncherSection) -> int:
     return keys.master_port or DEFAULT_PORT
-
-
-def _launcher_arguments(keys: LauncherSection) -> str:
-    """``launcher_args`` and what this launcher needs beside what DeepSpeed gives it, in one string."""
-    words = [keys.launcher_args] if keys.launcher_args else []
-    if keys.launcher == "slurm":
-        words += [f"--{key}={shlex.quote(value)}" for key, value in _slurm_options(keys) if value]
-    return " ".join(words)
-
-
-def _slurm_options(keys: LauncherSection) -> list[tuple[str, str | None]]:
-    return [("comment", keys.comment), ("account", keys.account)]
 
 
 def _for_remote_shell(word: str) -> str:

@@ -217,14 +217,6 @@ def test_a_filter_by_name(hostfile: str) -> None:
     assert parsed(keys(hostfile=hostfile, exclude="alpha:1"), "a.yml").exclude == "alpha:1"
 
 
-def test_slurm_needs_no_ssh(hostfile: str) -> None:
-    names = {"comment": "two words", "account": "lab"}
-    args = parsed(keys(hostfile=hostfile, launcher="slurm", **names), "a.yml")
-    assert (args.launcher, args.launcher_args) == ("slurm", "--comment='two words' --account=lab")
-    assert args.no_ssh_check
-    assert args.master_addr == "alpha"
-
-
 def test_words_survive_the_remote_shell(hostfile: str) -> None:
     """As pdsh sends them: DeepSpeed joins the words, and a shell on the other host splits them again."""
     import shlex
