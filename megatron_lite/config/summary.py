@@ -33,6 +33,7 @@ def summary(
         ("kernels", chosen),
         *((("memory" if not number else ""), line) for number, line in enumerate(memory)),
         ("output", str(config.run_dir)),
+        ("tasks", _tasks(config)),
     ]
     return "\n".join([*config.messages, *(f"{name:<10}{text}" for name, text in lines if text)])
 
@@ -100,6 +101,14 @@ def _data(config: Config) -> str:
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     apart = ", documents apart" if data.reset_attention_mask or data.pack_impl != "packed" else ""
     return f"{paths[0]}{more}, {data.tokenizer_type} {data.vocab_file or ''}".rstrip() + apart
+
+
+def _tasks(config: Config) -> str:
+    """Where the tasks of ``eval_tasks`` are evaluated; nothing without."""
+    if not config.evaluation.eval_tasks:
+        return ""
+    names = ", ".join(config.evaluation.eval_tasks)
+    return f"{names}: not while training; on any checkpoint with tools/evaluate.py (docs/evaluation.md)"
 
 
 def _batch(config: Config) -> str:

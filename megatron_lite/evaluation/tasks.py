@@ -95,6 +95,7 @@ def run_tasks(model: HarnessModel, manager: TaskManager, choice: Choice) -> dict
     """lm-eval's results for ``choice``, of which ``manager`` knows the tasks, as JSON knows them.
 
     Raises:
+        ConfigError: a task runs code that the model wrote.
         DataError: the data of a task cannot be had.
     """
     from lm_eval.evaluator import evaluate
@@ -110,7 +111,9 @@ def run_tasks(model: HarnessModel, manager: TaskManager, choice: Choice) -> dict
             f"the data of {', '.join(choice.tasks)} cannot be had ({str(error).splitlines()[0]}): connect to "
             "the network once, or give tasks that read local files (docs/evaluation.md)"
         ) from error
-    for task in found["tasks"].values():
+    for name, task in found["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(f"{name} runs code that the model wrote, which is not offered here")
         _set_examples(task, choice.num_fewshot)
     results = evaluate(model, found, limit=choice.limit, log_samples=False, bootstrap_iters=BOOTSTRAPS)
     assert results is not None, "lm-eval takes this rank for the only one"
