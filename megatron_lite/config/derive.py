@@ -13,7 +13,7 @@ from megatron_lite.config.contradiction import Contradiction, Keys
 from megatron_lite.config.data_rules import check_data
 from megatron_lite.config.layout_rules import check_experts, check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
-from megatron_lite.config.position_rules import check_length, check_rope_scaling, rotating_channels
+from megatron_lite.config.position_rules import check_length, check_positions, check_rope_scaling
 from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.utils.errors import ConfigError
 
@@ -38,10 +38,10 @@ def derive(keys: Keys) -> dict[str, Any]:
 def _heads(keys: Keys) -> dict[str, Any]:
     hidden, heads = keys["hidden_size"], keys["num_attention_heads"]
     kv_heads = keys.get("num_kv_heads", heads)
-    if hidden % heads:
+    if hidden % heads and keys.get("kv_channels") is None:
         raise Contradiction(
             f"hidden_size {hidden} does not divide into {heads} heads: "
-            "choose a num_attention_heads that divides hidden_size",
+            "choose a num_attention_heads that divides hidden_size, or give the width of a head, kv_channels",
             "hidden_size",
             "num_attention_heads",
         )
@@ -51,14 +51,6 @@ def _heads(keys: Keys) -> dict[str, Any]:
             "choose a num_kv_heads that divides num_attention_heads",
             "num_attention_heads",
             "num_kv_heads",
-        )
-    rotating = rotating_channels(keys)
-    if keys.get("pos_emb") == "rotary" and (rotating % 2 or rotating == 0):
-        raise Contradiction(
-            f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {hidden // heads} makes {rotating} "
-            "rotating dimensions: choose an even number",
-            "rotary_pct",
-            "num_attention_heads",
         )
     biases = keys.get("use_bias_in_attn_linear", True)
     return {"num_kv_heads": kv_heads, "use_bias_in_qkv": biases, "use_bias_in_attn_output": biases}
@@ -247,6 +239,7 @@ def _extra(keys: Keys) -> dict[str, Any]:
 RULES = (
     _heads,
     _lengths,
+    check_positions,
     check_rope_scaling,
     derive_ranks,
     _batch,

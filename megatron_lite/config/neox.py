@@ -134,7 +134,6 @@ RETIRED: dict[str, Unused] = (
         "belongs to a pos_emb that is not there",
         "rpe_num_buckets rpe_max_distance mup_rp_embedding_mult",
     )
-    | _silent("belongs to a norm that is not there", "scalenorm_epsilon")
     | _silent("belongs to num_unique_layers", "param_sharing_style")
     | _silent("belongs to moe_type: deepspeed", "moe_use_residual")
     | _silent(
@@ -191,7 +190,6 @@ REFUSED: dict[str, Unused] = (
     | _keys("a token goes to its best experts; leave it out", "moe_router_type", "topk", "top_k")
     | _keys("every layer has weights of its own; leave it out", "num_unique_layers")
     | _keys("there is no soft prompt tuning", "soft_prompt_tuning")
-    | _keys("learned positions begin at 0", "opt_pos_emb_offset", 0)
     | _keys("a gated MLP is chosen by activation: swiglu", "mlp_type", "regular")
     | _keys("there is no muP", "use_mup coord_check save_base_shapes")
     | _keys(

@@ -8,6 +8,32 @@ from megatron_lite.config.contradiction import Contradiction, Keys
 from megatron_lite.config.sections.rope import RopeScaling
 
 
+def check_positions(keys: Keys) -> dict[str, Any]:
+    """Whether the kind of positions fits the widths, and what belongs to another kind."""
+    kind, rotating = keys.get("pos_emb", "learned"), rotating_channels(keys)
+    if kind == "rotary" and (rotating % 2 or rotating == 0):
+        raise Contradiction(
+            f"rotary_pct {keys.get('rotary_pct', 1.0)} of heads of width {head_size(keys)} makes {rotating} "
+            "rotating dimensions: choose an even number",
+            "rotary_pct",
+            "num_attention_heads",
+        )
+    if kind == "sinusoidal" and keys["hidden_size"] % 2:
+        raise Contradiction(
+            "sinusoidal positions are pairs of a sine and a cosine, but hidden_size "
+            f"{keys['hidden_size']} is odd: choose an even number",
+            "pos_emb",
+            "hidden_size",
+        )
+    if kind != "learned" and keys.get("opt_pos_emb_offset"):
+        raise Contradiction(
+            f"opt_pos_emb_offset is a row of learned positions, but pos_emb is {kind}: leave it out",
+            "opt_pos_emb_offset",
+            "pos_emb",
+        )
+    return {}
+
+
 def check_rope_scaling(keys: Keys) -> dict[str, Any]:
     """Whether `rope_scaling` fits the rotation that it changes."""
     scaling: RopeScaling = keys.get("rope_scaling") or RopeScaling()
@@ -31,13 +57,19 @@ def check_rope_scaling(keys: Keys) -> dict[str, Any]:
                 "rope_scaling",
                 "rotary_pct",
                 "num_attention_heads",
+                "kv_channels",
             )
     return {}
 
 
 def rotating_channels(keys: Keys) -> int:
     """Channels of each head that rotate."""
-    return int(keys["hidden_size"] // keys["num_attention_heads"] * keys.get("rotary_pct", 1.0))
+    return int(head_size(keys) * keys.get("rotary_pct", 1.0))
+
+
+def head_size(keys: Keys) -> int:
+    """Width of a head."""
+    return int(keys.get("kv_channels") or keys["hidden_size"] // keys["num_attention_heads"])
 
 
 def check_length(keys: Keys, positions: int) -> None:

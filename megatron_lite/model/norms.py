@@ -46,7 +46,43 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.size, self.weight, self.epsilon)
 
 
-NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+class NonParametricLayerNorm(nn.Module):
+    """Mean 0, variance 1, and no parameters (OLMo, arXiv 2402.00838)."""
+
+    def __init__(
+        self, size: int, epsilon: float, bias: bool, factory: ParameterFactory, partial: bool = False
+    ) -> None:
+        super().__init__()
+        self.size, self.epsilon = (size,), epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., size]`` normalised; statistics in fp32 whatever the dtype."""
+        return F.layer_norm(x, self.size, eps=self.epsilon)
+
+
+class ScaleNorm(nn.Module):
+    """Length 1, then one weight, which begins as 1 (Nguyen and Salazar, arXiv 1910.05895; GPT-NeoX)."""
+
+    def __init__(
+        self, size: int, epsilon: float, bias: bool, factory: ParameterFactory, partial: bool = False
+    ) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = factory.make("weight", (1,), ones, partial=partial)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., size] · weight / max(length of x, epsilon)``; in fp32 whatever the dtype."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+        return (x * (self.weight / length.clamp(min=self.epsilon))).to(x.dtype)
+
+
+NORMS: dict[str, type[LayerNorm | RMSNorm | NonParametricLayerNorm | ScaleNorm]] = {
+    "layernorm": LayerNorm,
+    "rmsnorm": RMSNorm,
+    "non_parametric_layernorm": NonParametricLayerNorm,
+    "scalenorm": ScaleNorm,
+}
 """``norm`` → class, built with (size, epsilon, bias, factory, partial). To add one: a class and a line here.
 
 ``partial``: each tensor rank normalises a part only, as :meth:`ParameterFactory.make` means it.

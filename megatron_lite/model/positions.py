@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from megatron_lite.config.sections.rope import RopeScaling
+from megatron_lite.model.frequencies import Rope
 from megatron_lite.model.initialize import inner_init
-from megatron_lite.model.rotary import Rotary
+from megatron_lite.model.rotary import Rotary, cos_and_sin
 from megatron_lite.parallel.parameter import ParameterFactory
 
 if TYPE_CHECKING:
@@ -20,12 +22,19 @@ if TYPE_CHECKING:
     from megatron_lite.model.places import Places
 
 
+SINUSOIDAL_BASE = 10000.0
+
+
 class LearnedPositions(nn.Module):
-    """One trained vector a position, ``max_position_embeddings`` of them."""
+    """One trained vector a position, ``max_position_embeddings`` of them.
+
+    Before them stand ``opt_pos_emb_offset`` rows that nothing reads (Zhang et al., OPT, arXiv 2205.01068).
+    """
 
     def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
         super().__init__()
-        shape = (config.max_position_embeddings, config.hidden_size)
+        self.count, self.offset = config.max_position_embeddings, config.opt_pos_emb_offset
+        shape = (self.count + self.offset, config.hidden_size)
         self.tensor = factory.tensor
         partial = self.tensor.splits_sequence
         self.weight = factory.make("weight", shape, inner_init(config), partial=partial)
@@ -39,16 +48,35 @@ class LearnedPositions(nn.Module):
         """
         part = self.tensor.slice_of(tokens.shape[1])
         if places is not None and places.positions is not None:
-            assert places.length <= self.weight.shape[0], (
-                f"{places.length} of {self.weight.shape[0]} positions"
-            )
-            return F.embedding(places.positions[..., part], self.weight)
+            assert places.length <= self.count, f"{places.length} of {self.count} positions"
+            return F.embedding(places.positions[..., part] + self.offset, self.weight)
         start = cache.length if cache else 0
         end = start + tokens.shape[1]
-        assert end <= self.weight.shape[0], f"position {end} of a model that knows {self.weight.shape[0]}"
+        assert end <= self.count, f"position {end} of a model that knows {self.count}"
         if cache is not None and cache.starts is not None:
-            return F.embedding(cache.positions, self.weight)
-        return self.weight[start:end][part]
+            return F.embedding(cache.positions + self.offset, self.weight)
+        return self.weight[self.offset + start : self.offset + end][part]
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines, then cosines, of the position times hidden/2 frequencies, 1 to 1/10000 (arXiv 1706.03762).
+
+    The order is GPT-NeoX's.
+    """
+
+    def __init__(self, config: ModelSection, factory: ParameterFactory) -> None:
+        super().__init__()
+        self.tensor, self.dtype = factory.tensor, factory.dtype
+        length = config.max_position_embeddings
+        self.rope = Rope(config.hidden_size, SINUSOIDAL_BASE, RopeScaling(), length, length)
+
+    def forward(
+        self, tokens: torch.Tensor, cache: KVCache | None, places: Places | None = None
+    ) -> torch.Tensor:
+        """Vectors [s, hidden] or [b, s, hidden], as :meth:`LearnedPositions.forward` gives them."""
+        length = tokens.shape[1]
+        cos, sin = cos_and_sin(self.rope, length, cache, places, tokens.device, self.dtype)
+        return torch.cat((sin, cos), -1)[..., self.tensor.slice_of(length), :]
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,7 @@ class Positions:
 POSITIONS: dict[str, Positions] = {
     "rotary": Positions(rotary=Rotary),
     "learned": Positions(embedding=LearnedPositions),
+    "sinusoidal": Positions(embedding=SinusoidalPositions),
     "none": Positions(),
 }
 """``pos_emb`` → what it adds. To add one: a line here."""

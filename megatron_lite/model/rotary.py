@@ -41,6 +41,27 @@ def rotary_table(
         return cos.to(dtype), sin.to(dtype)
 
 
+def cos_and_sin(
+    rope: Rope,
+    length: int,
+    cache: KVCache | None,
+    places: Places | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, [s, size/2] or [b, s, size/2], of ``length`` positions that follow those in ``cache``."""
+    start = cache.length if cache else 0
+    end = start + length
+    place: slice | torch.Tensor = slice(start, end)
+    if places is not None and places.positions is not None:
+        end, place = places.length, places.positions
+    elif cache is not None and cache.starts is not None:
+        place = cache.positions
+    # A power of two: generation, whose length grows by one, rebuilds the table rarely.
+    cos, sin = rotary_table(rope, 1 << (end - 1).bit_length(), device, dtype)
+    return cos[place], sin[place]
+
+
 class Rotary:
     """The rotation of a model's heads, looked up by position.
 
@@ -55,16 +76,8 @@ class Rotary:
         self, x: torch.Tensor, length: int, cache: KVCache | None, places: Places | None
     ) -> Rotation:
         """The rotation for ``length`` positions, which follow those in ``cache``, in ``x``'s dtype."""
-        start = cache.length if cache else 0
-        end = start + length
-        place: slice | torch.Tensor = slice(start, end)
-        if places is not None and places.positions is not None:
-            end, place = places.length, places.positions
-        elif cache is not None and cache.starts is not None:
-            place = cache.positions
-        # A power of two: generation, whose length grows by one, rebuilds the table rarely.
-        cos, sin = rotary_table(self.rope, 1 << (end - 1).bit_length(), x.device, x.dtype)
-        return cos[place][..., None, None, :], sin[place][..., None, None, :]
+        cos, sin = cos_and_sin(self.rope, length, cache, places, x.device, x.dtype)
+        return cos[..., None, None, :], sin[..., None, None, :]
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:

@@ -13,7 +13,7 @@ class ParameterCount:
 
     Attributes:
         token_embedding: rows of the padded vocabulary x hidden size.
-        position_embedding: learned positions; 0 for rotary and no positions.
+        position_embedding: learned positions; 0 for all other kinds.
         layer: parameters of one transformer layer with an MLP (all these are alike).
         layers: number of them.
         final_norm: the norm before the head.
@@ -70,9 +70,18 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
 
 
 def _norm(config: Config) -> int:
-    """A norm of the residual stream; an RMSNorm has no bias."""
+    """A norm of the residual stream; of all kinds a layernorm alone has a bias."""
     has_bias = config.model.norm == "layernorm" and config.model.use_bias_in_norms
-    return config.model.hidden_size * (2 if has_bias else 1)
+    return _norm_weights(config, config.model.hidden_size) + (config.model.hidden_size if has_bias else 0)
+
+
+def _norm_weights(config: Config, width: int) -> int:
+    return {"scalenorm": 1, "non_parametric_layernorm": 0}.get(config.model.norm, width)
+
+
+def head_norms(config: Config) -> int:
+    """The norms of queries and keys of a layer: one for all query heads, one for all key heads, no bias."""
+    return 2 * _norm_weights(config, config.model.head_size) if config.model.use_qk_layernorm else 0
 
 
 def _around_mlp(config: Config, tensor: int) -> int:
@@ -82,8 +91,7 @@ def _around_mlp(config: Config, tensor: int) -> int:
     key_value_width = -(-model.num_kv_heads // tensor) * model.head_size
     attention = _linear(model.hidden_size, query_width + 2 * key_value_width, model.use_bias_in_qkv)
     attention += _linear(query_width, model.hidden_size, model.use_bias_in_attn_output)
-    if model.use_qk_layernorm:
-        attention += 2 * model.head_size  # one weight for all query heads, one for all key heads, no bias
+    attention += head_norms(config)
     norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
     return attention + norms * _norm(config)
 
@@ -115,11 +123,11 @@ def _by_place(config: Config, tensor: int) -> ParameterCount:
     """What one of ``tensor`` ranks has: its share of the matrices, all of norms and routers."""
     model = config.model
     embedding = model.padded_vocab_size // tensor * model.hidden_size
-    learned = model.pos_emb == "learned"
+    positions = model.max_position_embeddings + model.opt_pos_emb_offset if model.pos_emb == "learned" else 0
     around_mlp = _around_mlp(config, tensor)
     return ParameterCount(
         token_embedding=embedding,
-        position_embedding=model.max_position_embeddings * model.hidden_size if learned else 0,
+        position_embedding=positions * model.hidden_size,
         layer=around_mlp + _mlp(config, tensor),
         layers=model.mlp_kinds.count("dense"),
         final_norm=_norm(config),

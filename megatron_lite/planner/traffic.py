@@ -17,7 +17,7 @@ from math import lcm
 
 from megatron_lite.config import Config
 from megatron_lite.planner.activations import element_bytes, micro_batch_tokens, sequence_slices
-from megatron_lite.planner.parameters import parameters_by_place
+from megatron_lite.planner.parameters import head_norms, parameters_by_place
 from megatron_lite.planner.swap import swap_keys
 
 FP32 = 4
@@ -160,8 +160,8 @@ class _Vectors:
         norms = 1 if model.gpt_j_residual and model.gpt_j_tied else 2
         of_mlp = model.hidden_size * model.use_bias_in_mlp
         of_layer = norms * norm + model.hidden_size * model.use_bias_in_attn_output + of_mlp
-        heads = 2 * model.head_size if model.use_qk_layernorm else 0
-        return _Vectors(of_layer, of_mlp, model.moe_num_experts * model.hidden_size, heads, norm)
+        router = model.moe_num_experts * model.hidden_size
+        return _Vectors(of_layer, of_mlp, router, head_norms(config), norm)
 
 
 def _heads_or_keys(config: Config) -> float:

@@ -118,8 +118,8 @@ def test_a_wrong_value_is_one_sentence_with_its_place(tmp_path: Path, line: str,
 
 
 def test_a_choice_names_what_there_is(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "norm: batchnorm")
-    assert message == "norm should be 'layernorm' or 'rmsnorm', got 'batchnorm'"
+    message = refusal(tmp_path, "attention_backend: fast")
+    assert message == "attention_backend should be 'auto', 'sdpa' or 'flash_attn', got 'fast'"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ MODELS: list[dict[str, Any]] = [
     {"pos_emb": "learned", "sliding_window_width": 4, "checkpoint_activations": True},
     {"pos_emb": "rotary", "sliding_window_width": 3, "attention_config": [[["local", "global"], "all"]]},
     {"pos_emb": "rotary", "sliding_window_width": 3, "mlm_training": True, "mlm_mask_id": 0},
+    {"pos_emb": "sinusoidal", "kv_channels": 12},
+    {"pos_emb": "learned", "opt_pos_emb_offset": 2, "attention_scale": 1.0},
 ]
 
 

@@ -24,6 +24,8 @@ MODELS: list[dict[str, Any]] = [
     },
     {"pos_emb": "learned", "num_kv_heads": 1, "sliding_window_width": 1},
     {"pos_emb": "none", "num_kv_heads": 1, "use_qk_layernorm": True},
+    {"pos_emb": "sinusoidal", "kv_channels": 24, "norm": "scalenorm", "use_qk_layernorm": True},
+    {"pos_emb": "learned", "opt_pos_emb_offset": 2, "norm": "non_parametric_layernorm"},
 ]
 
 

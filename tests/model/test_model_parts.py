@@ -74,6 +74,38 @@ def test_norms() -> None:
     expected = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
     torch.testing.assert_close(rms_norm(x), expected)
     assert not hasattr(rms_norm, "bias")
+    plain = NORMS["non_parametric_layernorm"](16, 0.1, True, ParameterFactory(1))
+    torch.testing.assert_close(plain(x), centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt())
+    assert not list(plain.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scalenorm(dtype: torch.dtype) -> None:
+    """GPT-NeoX's: x / max(length, epsilon) times one number; the length of a zero vector hurts nobody."""
+    norm = NORMS["scalenorm"](16, 0.5, True, ParameterFactory(1))
+    with torch.no_grad():
+        norm.weight.fill_(3.0)
+    x = torch.randn(4, 16) * torch.tensor([4.0, 1.0, 0.01, 0.0])[:, None]
+    expected = 3.0 * x / x.norm(dim=-1, keepdim=True).clamp(min=0.5)
+    found = norm(x.to(dtype).requires_grad_())
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.float(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0
+    )
+    found.sum().backward()
+    assert norm.weight.shape == (1,)
+    assert torch.isfinite(norm.weight.grad).all()
+
+
+def test_sinusoidal_positions() -> None:
+    """sin(position / 10000^(2i/hidden)), then the cosines; without parameters."""
+    gpt = small_gpt(pos_emb="sinusoidal")
+    frequency = 10000.0 ** (-2 * torch.arange(32, dtype=torch.float64) / 64)
+    angle = torch.outer(torch.arange(12, dtype=torch.float64), frequency)
+    tokens, embedding = random_tokens(2, 12), gpt.layers[0]
+    expected = embedding.weight[tokens] + torch.cat([angle.sin(), angle.cos()], -1).float()
+    torch.testing.assert_close(embedding(tokens), expected, rtol=0, atol=1e-5)
+    assert not any("embed_pos" in name for name in by_name(gpt))
 
 
 def rotation(size: int, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

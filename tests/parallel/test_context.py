@@ -17,13 +17,20 @@ from megatron_lite.planner.traffic import step_traffic
 
 STEPS = 10
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}
-PLAIN: dict[str, Any] = {"num_layers": 2, "train_batch_size": 8, "rope_scaling": YARN}
-RICH: dict[str, Any] = {
+PLAIN: dict[str, Any] = {
     "num_layers": 2,
     "train_batch_size": 8,
+    "rope_scaling": YARN,
+    "use_bias_in_qkv": False,  # a key's bias has nearly no gradient but rounding
+}
+RICH: dict[str, Any] = {
+    **PLAIN,
+    "rope_scaling": None,
     "pos_emb": "learned",
+    "opt_pos_emb_offset": 2,
     "attention_scale": 0.5,
-    "use_bias_in_qkv": False,  # with learned positions a key's bias has no gradient but rounding
+    "norm": "non_parametric_layernorm",
+    "kv_channels": 12,
     "num_kv_heads": 2,
     "attention_config": [[["global", "local"], "all"]],
     "sliding_window_width": 5,

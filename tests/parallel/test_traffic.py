@@ -104,6 +104,8 @@ RECOMPUTE = {"checkpoint_activations": True, "checkpoint_num_layers": 2}
 OTHER_MODEL = {
     "num_kv_heads": 1, "use_qk_layernorm": True, "no_weight_tying": True, "gpt_j_residual": True,
     "gpt_j_tied": True, "activation": "swiglu", "mlp_multiple_of": 8, "pos_emb": "learned",
+    "opt_pos_emb_offset": 2, "kv_channels": 12, "norm": "non_parametric_layernorm",
+    "use_bias_in_qkv": False,
 }  # fmt: skip
 
 BY_RANKS: dict[int, list[dict[str, Any]]] = {

@@ -79,22 +79,24 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_kv_heads": kv_heads,
         "hidden_size": heads * 2 * draw(st.integers(1, 5)),
+        "kv_channels": draw(st.sampled_from([None, 6])),
         "seq_length": draw(st.integers(1, 16)),
         "max_position_embeddings": 16,
         "vocab_size": draw(st.integers(1, 300)),
         "make_vocab_size_divisible_by": draw(st.sampled_from([1, 8, 128])),
         "mlp_multiple_of": draw(st.sampled_from([1, 8])),
-        "pos_emb": draw(st.sampled_from(["rotary", "learned", "none"])),
-        "norm": draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        "pos_emb": draw(st.sampled_from(["rotary", "learned", "sinusoidal", "none"])),
+        "norm": draw(st.sampled_from(["layernorm", "rmsnorm", "scalenorm", "non_parametric_layernorm"])),
         "activation": draw(st.sampled_from(["gelu", "swiglu", "bilinear"])),
         "moe_num_experts": draw(st.sampled_from([1, 3])),
         "moe_top_k": 1,
         "expert_interval": draw(st.sampled_from([1, 2])),
     }
     names = (
-        "no_weight_tying use_bias_in_norms use_bias_in_attn_linear use_bias_in_mlp use_qk_layernorm "
-        "gpt_j_residual gpt_j_tied"
+        "no_weight_tying use_bias_in_norms use_bias_in_qkv use_bias_in_attn_output use_bias_in_mlp "
+        "use_qk_layernorm gpt_j_residual gpt_j_tied"
     )
+    sizes["opt_pos_emb_offset"] = draw(st.sampled_from([0, 2])) if sizes["pos_emb"] == "learned" else 0
     return sizes | {name: draw(st.booleans()) for name in names.split()}
 
 
@@ -148,6 +150,8 @@ def test_what_a_rank_has_is_what_is_built_there(ranks: int, degrees: dict[str, i
         {"moe_num_experts": 4, "moe_top_k": 2, "activation": "swiglu", "pos_emb": "rotary"},
         {"moe_num_experts": 4, "expert_interval": 1, "use_qk_layernorm": True, "norm": "rmsnorm"},
         {"pos_emb": "learned", "no_weight_tying": True, "gpt_j_residual": True},
+        {"kv_channels": 24, "norm": "scalenorm", "use_qk_layernorm": True, "use_bias_in_qkv": False},
+        {"pos_emb": "learned", "opt_pos_emb_offset": 2, "norm": "non_parametric_layernorm"},
     ):
         keys = {
             "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 2, "seq_length": 8,

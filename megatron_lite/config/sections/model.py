@@ -8,6 +8,7 @@ from megatron_lite.config.attention import attention_kinds, attention_windows
 from megatron_lite.config.fields import (
     Bool,
     Fraction,
+    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -47,10 +48,13 @@ class ModelSection(Section):
     hidden_size: Positive
     """Width of the residual stream."""
     num_attention_heads: Positive
-    """Number of (query) attention heads; divides `hidden_size`."""
+    """Number of (query) attention heads; divides `hidden_size`, unless `kv_channels` is given."""
     num_kv_heads: Positive = derived("num_attention_heads")
     """Number of key/value heads: fewer than `num_attention_heads` is grouped-query attention, 1 is
     multi-query."""
+    kv_channels: Positive | None = None
+    """Width of an attention head (Megatron's name; Hugging Face's `head_dim`). None: `hidden_size` /
+    `num_attention_heads`."""
     seq_length: Positive
     """Tokens in a training sequence."""
     max_position_embeddings: Positive = derived("seq_length")
@@ -62,16 +66,20 @@ class ModelSection(Section):
     11008 has `intermediate_size: 33024`."""
     mlp_multiple_of: Positive = 1
     """Round the inner width of the MLP up to a multiple of this."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Kind of normalisation."""
+    norm: Literal["layernorm", "rmsnorm", "non_parametric_layernorm", "scalenorm"] = "layernorm"
+    """Kind of normalisation. `non_parametric_layernorm` has no weights (OLMo), `scalenorm` one number."""
     layernorm_epsilon: PositiveFloat = 1e-5
-    """Epsilon of `layernorm`."""
+    """Epsilon of `layernorm` and `non_parametric_layernorm`."""
     rms_norm_epsilon: PositiveFloat = 1e-8
     """Epsilon of `rmsnorm`."""
+    scalenorm_epsilon: PositiveFloat = 1e-8
+    """Smallest length that `scalenorm` divides by."""
     use_qk_layernorm: Bool = False
     """Normalise the queries and keys of every head."""
-    pos_emb: Literal["learned", "rotary", "none"] = "learned"
+    pos_emb: Literal["learned", "rotary", "sinusoidal", "none"] = "learned"
     """Kind of position embedding."""
+    opt_pos_emb_offset: NonNegative = 0
+    """Row of the learned positions that the first token has; there are as many rows more (OPT: 2)."""
     rotary_pct: Fraction = 1.0
     """Part of each head's dimensions that rotates."""
     rotary_emb_base: Positive = 10000
@@ -161,7 +169,7 @@ class ModelSection(Section):
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
     @property
     def is_gated(self) -> bool:
@@ -177,7 +185,8 @@ class ModelSection(Section):
     @property
     def norm_epsilon(self) -> float:
         """Epsilon of the chosen norm."""
-        return self.layernorm_epsilon if self.norm == "layernorm" else self.rms_norm_epsilon
+        epsilons = {"rmsnorm": self.rms_norm_epsilon, "scalenorm": self.scalenorm_epsilon}
+        return epsilons.get(self.norm, self.layernorm_epsilon)
 
     @property
     def attention_kinds(self) -> tuple[str, ...]:
