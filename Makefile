@@ -16,6 +16,7 @@ help: ## what can be made
 	$(PIP) $$(grep '^torch==' requirements.txt) setuptools wheel ninja packaging py-cpuinfo
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements.txt -r requirements-dev.txt
 	$(PIP) --no-build-isolation --no-deps -e .
+	$(PIP) --prefix .venv/mpich mpich==5.0.2 # for the tests; a folder of its own, for it has an mpirun, too
 	touch $@
 
 install: .venv/installed ## make .venv with the pinned packages
