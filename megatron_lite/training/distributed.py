@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from torch.distributed import distributed_c10d
 
 from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import deepspeed_defects as defects
+from megatron_lite.training.interface import choose_interface
 from megatron_lite.training.watchdog import LONGER_SECONDS, longest_silence
 from megatron_lite.utils.errors import LostRankError
 
@@ -70,4 +72,5 @@ def _join(context: ParallelContext, limit: timedelta) -> None:
     if context.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
     else:
+        choose_interface(os.environ["MASTER_ADDR"])
         dist.init_process_group(backend, init_method="env://", timeout=limit)
