@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation.local_tasks import KINDS, write_tasks
+from generation.tiny_runs import tiny_config
 
+from megatron_lite.config.summary import summary
 from megatron_lite.evaluation import Choice, open_replicas
 from megatron_lite.evaluation import tasks as tasks_module
 from megatron_lite.evaluation.tasks import find_tasks
@@ -114,6 +116,12 @@ def test_without_lm_eval_the_command_to_install_it_is_told(
     monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
     assert run(checkpoint, "--tasks", "lambada_openai") == 2
     assert "pip install --constraint constraints.txt -r requirements-eval.txt" in capsys.readouterr().err
+
+
+def test_training_says_that_it_does_not_evaluate_tasks() -> None:
+    asked = summary(tiny_config(eval_tasks=["piqa", "sciq"], eval_results_prefix="out"))
+    assert "piqa, sciq: not while training" in asked
+    assert "tools/evaluate.py" not in summary(tiny_config())
 
 
 def test_gpt_neox_command_on_two_ranks(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
