@@ -28,7 +28,7 @@ NEUTRAL = frozenset(
 
 IDLE: Mapping[str, Callable[[ModelSection], bool]] = {
     "gpt_j_tied": lambda model: not model.gpt_j_residual,
-    "layernorm_epsilon": lambda model: model.norm != "layernorm",
+    "layernorm_epsilon": lambda model: model.norm not in ("layernorm", "non_parametric_layernorm"),
     "use_bias_in_norms": lambda model: model.norm != "layernorm",
     "rms_norm_epsilon": lambda model: model.norm != "rmsnorm",
     "rotary_pct": lambda model: model.pos_emb != "rotary",
@@ -72,6 +72,9 @@ class Family:
         renames: pattern → replacement, for names of tensors that other releases wrote.
         passed_over: patterns of the names of tensors that old files have and nobody needs (``re.search``).
         tied_head: name of the head's tensor, which some files have though it is the embedding's.
+        fused: pattern of the end of a name → what stands there for each expert's parts, {j} being its number:
+            for a tensor of some files, [experts, rows, columns], that holds them all, the parts laid end to
+            end along the rows.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     passed_over: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     tied_head: str = "lm_head.weight"
+    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def keys(self, fields: Fields) -> dict[str, Any]:
         """Our keys for a config.json; ConfigError for what we cannot express."""
@@ -120,6 +124,13 @@ class Family:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def parts_of(self, name: str) -> tuple[str, ...]:
+        """If ``name`` in a file is all experts' tensor: names of an expert's parts, {j} for its number."""
+        for pattern, parts in self.fused:
+            if re.search(pattern, name):
+                return tuple(re.sub(pattern, part, name) for part in parts)
+        return ()
 
     def passes_over(self, name: str) -> bool:
         """Whether the tensor called ``name`` in a file is known, and needed by nobody."""

@@ -64,7 +64,7 @@ def import_folder(
     family = family_of(fields.get("model_type"))
     keys = family.keys(fields)
     fields.check_all_read(ignored)
-    stored = StoredTensors(folder)
+    stored = StoredTensors(folder, family.parts_of)
     tokenizer = find_tokenizer(folder)
     keys |= {
         "seq_length": min(keys["max_position_embeddings"], LENGTH),

@@ -27,14 +27,21 @@ from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import GATED_ACTIVATION, SHAPE, tied_by_default
 from megatron_lite.hf.transforms import Heads, Stacked
 
+GATE, UP, DOWN = (f"{name}_proj" for name in ("gate", "up", "down"))
+
 
 def entries(model: ModelSection) -> list[Entry]:
     """The table."""
+    ours, theirs = "layers.{i}.mlp", "model.layers.{i}.mlp"
+    return rows_around(model, gated_mlp(ours, theirs, (GATE, UP, DOWN), model.use_bias_in_mlp))
+
+
+def rows_around(model: ModelSection, mlps: list[Entry]) -> list[Entry]:
+    """The table, given the rows of the MLPs or of what stands in their place."""
     layer, theirs = "layers.{i}", "model.layers.{i}"
-    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    attention = f"{theirs}.self_attn"
     heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
     three = tuple(f"{attention}.{name}_proj" for name in "qkv")
-    two = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
     rows = linear("embed_in", "model.embed_tokens", bias=False)
     rows += linear(f"{layer}.input_layernorm", f"{theirs}.input_layernorm", bias=False)
     rows += linear(f"{layer}.attention.query_key_value", three, heads, model.use_bias_in_qkv)
@@ -43,23 +50,28 @@ def entries(model: ModelSection) -> list[Entry]:
             rows += linear(f"{layer}.attention.{name}", f"{attention}.{name}", bias=False)
     rows += linear(f"{layer}.attention.dense", f"{attention}.o_proj", bias=model.use_bias_in_attn_output)
     rows += linear(f"{layer}.post_attention_layernorm", f"{theirs}.post_attention_layernorm", bias=False)
-    rows += linear(f"{layer}.mlp.dense_h_to_4h", two, Stacked(2), model.use_bias_in_mlp)
-    rows += linear(f"{layer}.mlp.dense_4h_to_h", f"{mlp}.down_proj", bias=model.use_bias_in_mlp)
+    rows += mlps
     rows += linear("final_layer_norm", "model.norm", bias=False)
     return rows + (linear("embed_out", "lm_head", bias=False) if model.no_weight_tying else [])
 
 
-COMMON: tuple[Part, ...] = (
+def gated_mlp(ours: str, theirs: str, names: tuple[str, str, str], bias: bool) -> list[Entry]:
+    """The rows of one gated MLP, by their ``names`` of the matrices gate, up, down."""
+    gate, up, down = (f"{theirs}.{name}" for name in names)
+    rows = linear(f"{ours}.dense_h_to_4h", (gate, up), Stacked(2), bias)
+    return rows + linear(f"{ours}.dense_4h_to_h", down, bias=bias)
+
+
+BASE: tuple[Part, ...] = (
     *SHAPE,
     Vocabulary(),
-    InnerWidth(gated=True),
-    Rotary(),
     GATED_ACTIVATION,
     Always({"norm": "rmsnorm", "gpt_j_residual": False}),
     Same("rms_norm_eps", "rms_norm_epsilon", 1e-6),
     Same("attention_dropout", "attention_dropout", 0.0),
     tied_by_default(False),
 )
+COMMON = (*BASE, Rotary(), InnerWidth(gated=True))
 RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 LLAMA = Family(

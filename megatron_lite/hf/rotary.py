@@ -13,9 +13,6 @@ from megatron_lite.config.sections.rope import RopeScaling
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.parts import Part
 
-BASE = 10000.0
-"""What transformers takes when no field says it."""
-
 ORIGINAL = "original_max_position_embeddings"
 WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 """Types that know the longest sequence of the first training. It may stand beside the dictionary, and counts
@@ -30,11 +27,13 @@ class Rotary(Part):
         base: the field of older releases for the base.
         fraction: likewise for the part of a head that turns; None: all of it, always.
         default_fraction: what it is when no field says it.
+        default_base: likewise the base.
     """
 
     base: str = "rope_theta"
     fraction: str | None = None
     default_fraction: float = 1.0
+    default_base: float = 10000.0
     keys = ("pos_emb", "rotary_emb_base", "rotary_pct", "rope_scaling")
 
     def read(self, fields: Fields) -> dict[str, Any]:
@@ -48,7 +47,7 @@ class Rotary(Part):
         beside = fields.get(self.base, None, (int, float, type(None)))
         if None not in (base, beside) and base != beside:
             raise fields.refusal(self.base, beside, f"and {name} says {base}: correct one of them")
-        base = base or beside or BASE
+        base = base or beside or self.default_base
         fraction = self._fraction(fields, given.pop("partial_rotary_factor", None), name)
         scaling = self._scaling(fields, given, name)
         if base != int(base):

@@ -6,7 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,25 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
+EXPERT = "{j}"
+"""Stands for the number of an expert in a name."""
+
+
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: where, its shape, its dtype (None: none that checkpoints here have)."""
+    """A tensor in a file.
+
+    Attributes:
+        file: where.
+        shape: its own.
+        dtype: likewise; None: none that checkpoints here have.
+        within: of a part of a fused tensor: name of the whole, the expert, the first row.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    within: tuple[str, int, int] | None = None
 
 
 class StoredTensors:
@@ -36,33 +48,61 @@ class StoredTensors:
 
     One file is open at a time, mapped into memory: what was read of it can be dropped by the system.
 
+    Args:
+        folder: has the files.
+        parts_of: :meth:`megatron_lite.hf.family.Family.parts_of`.
+
     Attributes:
-        found: by name in the files, what is there.
+        found: by name in the files, what is there; of a fused tensor, its parts.
 
     Raises:
         CheckpointError: there are no weights, or a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parts_of: Callable[[str], tuple[str, ...]]) -> None:
         self._open: tuple[Path, Callable[[str], torch.Tensor]] | None = None
         files, listed = _weight_files(folder)
-        self.found: dict[str, Stored] = {}
+        whole: dict[str, Stored] = {}
         for file in files:
             for name, (shape, dtype) in _contents(file).items():
-                if name in self.found:
-                    raise CheckpointError(f"{name} is in {self.found[name].file} and in {file}: remove one")
-                self.found[name] = Stored(file, tuple(shape), dtype)
+                if name in whole:
+                    raise CheckpointError(f"{name} is in {whole[name].file} and in {file}: remove one")
+                whole[name] = Stored(file, tuple(shape), dtype)
         for name, file in listed.items():
-            if name not in self.found or self.found[name].file != file:
+            if name not in whole or whole[name].file != file:
                 raise CheckpointError(f"{file} lacks the tensor {name}, which the index says it has")
+        self.found: dict[str, Stored] = {}
+        for name, stored in whole.items():
+            parts = parts_of(name)
+            self.found |= _taken_apart(name, stored, parts) if parts else {name: stored}
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name`` (CPU); its memory is the file's."""
-        file = self.found[name].file
-        if self._open is None or self._open[0] != file:
+        stored = self.found[name]
+        if self._open is None or self._open[0] != stored.file:
             self._open = None  # before the next
-            self._open = (file, _reader(file))
-        return self._open[1](name)
+            self._open = (stored.file, _reader(stored.file))
+        if stored.within is None:
+            return self._open[1](name)
+        whole, expert, row = stored.within
+        return self._open[1](whole)[expert, row : row + stored.shape[0]]
+
+
+def _taken_apart(name: str, fused: Stored, parts: tuple[str, ...]) -> dict[str, Stored]:
+    """The ``parts`` of all experts in the tensor ``name``."""
+    if len(fused.shape) != 3 or fused.shape[1] % len(parts):
+        raise CheckpointError(
+            f"{fused.file} has {name} of shape {list(fused.shape)}, and all experts' {len(parts)} parts "
+            "would be [experts, rows, columns]: fetch it anew"
+        )
+    experts, rows = fused.shape[0], fused.shape[1] // len(parts)
+    return {
+        part.replace(EXPERT, str(expert)): replace(
+            fused, shape=(rows, fused.shape[2]), within=(name, expert, number * rows)
+        )
+        for expert in range(experts)
+        for number, part in enumerate(parts)
+    }
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_folders import make_folder
 from transformers import AutoModelForCausalLM
 
-from megatron_lite.checkpoint import verify
+from megatron_lite.checkpoint import read_weights, verify
 from megatron_lite.config import load_config
 from megatron_lite.generation import load_model
 from megatron_lite.hf import export_folder, import_folder
@@ -71,6 +71,29 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "mixtral": ("mixtral", EPSILON | {"num_local_experts": 3}),
+    "mixtral window": (
+        "mixtral",
+        {"num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 7},
+    ),
+    "qwen3 experts": (
+        "qwen3_moe",
+        {"num_experts": 5, "num_experts_per_tok": 3, "attention_bias": True},
+    ),
+    "qwen3 experts in some layers": (
+        "qwen3_moe",
+        {
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1, 3],
+            "moe_intermediate_size": 56,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
+    "qwen3 experts, one a token": (
+        "qwen3_moe",
+        {"num_experts_per_tok": 1, "norm_topk_prob": False},
+    ),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2 untied, other width and scale": (
         "gpt2",
@@ -116,3 +139,16 @@ def test_there_and_back(tmp_path: Path, name: str) -> None:
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", family))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_all_experts_in_one_tensor(tmp_path: Path, family: str) -> None:
+    """transformers can write them as it keeps them."""
+    theirs = make_folder(tmp_path / "theirs", family)
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", save_original_format=False)
+    names = load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    assert "model.layers.1.mlp.experts.gate_up_proj" in names
+    import_folder(tmp_path / "theirs", tmp_path / "fused")
+    ours, fused = (dict(read_weights(tmp_path / each)) for each in ("ours", "fused"))
+    assert all(torch.equal(ours[name], fused[name]) for name in ours | fused)

@@ -93,6 +93,13 @@ def test_config(folder: Path, fields: dict[str, Any], words: list[str]) -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx true"]),
         ("gpt2", {"add_cross_attention": True}, ["add_cross_attention true"]),
         ("gpt2", {"hidden_size": 64}, ["hidden_size 64"]),
+        ("mixtral", {"num_experts_per_tok": 1}, ["num_experts_per_tok 1"]),
+        ("mixtral", {"num_local_experts": 1}, ["num_local_experts 1"]),
+        ("mixtral", {"router_jitter_noise": 0.1}, ["router_jitter_noise 0.1"]),
+        ("qwen3_moe", {"norm_topk_prob": False}, ["norm_topk_prob false"]),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, ["decoder_sparse_step 2", "[1]"]),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, ["mlp_only_layers [0]", "[1]"]),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, ["intermediate_size 56", "24"]),
     ],
 )
 def test_config_of_family(tmp_path: Path, family: str, fields: dict[str, Any], words: list[str]) -> None:

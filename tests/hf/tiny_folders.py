@@ -23,8 +23,19 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 256,
     "eos_token_id": 256,
 }
-OTHER_SHAPE: dict[str, dict[str, Any]] = {"gpt2": {"intermediate_size": None}}
-"""Where a family has no such field, or another of that meaning."""
+OTHER_SHAPE: dict[str, dict[str, Any]] = {
+    "gpt2": {"intermediate_size": None},
+    "mixtral": {"num_key_value_heads": 2},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 24,
+    },
+}
+"""Where a family has no such field, or another of that meaning, or defaults that are too large."""
 
 
 @torch.no_grad()
