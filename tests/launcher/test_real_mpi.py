@@ -143,7 +143,8 @@ def ended(process: subprocess.Popen[str], run: Path, mpi: Mpi) -> tuple[str, str
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        for number in [process.pid, *ranks(run, mpi).values()]:
+            os.kill(number, signal.SIGKILL)
         raise
     deadline = time.monotonic() + 5
     while ranks(run, mpi) and time.monotonic() < deadline:
