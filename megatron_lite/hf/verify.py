@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from megatron_lite.data.tokenizers import Tokenizer
-from megatron_lite.hf.families import family_of
 from megatron_lite.model import GPT
 from megatron_lite.utils.errors import UserError
 
@@ -67,12 +66,7 @@ def verify_folder(
     theirs, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
-    passes_over = family_of(theirs.config.model_type).passes_over
-    problems = {
-        kind: left
-        for kind, names in report.items()
-        if (left := sorted(name for name in names if kind != "unexpected_keys" or not passes_over(name)))
-    }
+    problems = {kind: sorted(names) for kind, names in report.items() if names}
     if problems:
         raise UserError(f"{folder}: transformers does not load it cleanly: {problems}")
     if dtype is not None:

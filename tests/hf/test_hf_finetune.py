@@ -126,7 +126,9 @@ def test_verification_fails_for_another_model(
         ("gpt2", {}, lambda name: name.removeprefix("transformer.")),
     ],
 )
-def test_names_of_other_releases(tmp_path: Path, family: str, fields: dict[str, Any], rename: Any) -> None:
+def test_names_of_other_releases(
+    tmp_path: Path, convert: Any, family: str, fields: dict[str, Any], rename: Any
+) -> None:
     make_folder(tmp_path / "theirs", family, **fields)
     import_folder(tmp_path / "theirs", tmp_path / "ours")
     tensors = {rename(name): tensor for name, tensor in load_file(tmp_path / "theirs" / WEIGHTS).items()}
