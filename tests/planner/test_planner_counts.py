@@ -63,6 +63,14 @@ def test_flops_of_a_window_in_both_directions() -> None:
     )
 
 
+def test_flops_of_wider_heads() -> None:
+    """Twice the width: twice the projections of a layer, and twice the work on scores and values."""
+    plain = gpt2(12, 768, 12, biases=False)
+    wide = plain.with_keys(kv_channels=128)
+    projections, scores = 4 * 768 * 768, 12 * 768 * 1024
+    assert flops_per_sequence(wide) - flops_per_sequence(plain) == 12 * (6 * projections + scores) * 1024
+
+
 def test_untying_the_head_costs_memory_but_no_operations() -> None:
     tied = gpt2(12, 768, 12)
     untied = tied.with_keys(no_weight_tying=True)
@@ -97,7 +105,8 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "use_qk_layernorm gpt_j_residual gpt_j_tied"
     )
     sizes["opt_pos_emb_offset"] = draw(st.sampled_from([0, 2])) if sizes["pos_emb"] == "learned" else 0
-    return sizes | {name: draw(st.booleans()) for name in names.split()}
+    switches = {name: draw(st.booleans()) for name in names.split()}
+    return sizes | switches | {"use_bias_in_head": switches["no_weight_tying"] and draw(st.booleans())}
 
 
 @given(shapes())
@@ -152,6 +161,7 @@ def test_what_a_rank_has_is_what_is_built_there(ranks: int, degrees: dict[str, i
         {"pos_emb": "learned", "no_weight_tying": True, "gpt_j_residual": True},
         {"kv_channels": 24, "norm": "scalenorm", "use_qk_layernorm": True, "use_bias_in_qkv": False},
         {"pos_emb": "learned", "opt_pos_emb_offset": 2, "norm": "non_parametric_layernorm"},
+        {"no_weight_tying": True, "use_bias_in_head": True},
     ):
         keys = {
             "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_kv_heads": 2, "seq_length": 8,
