@@ -67,11 +67,10 @@ BASE: tuple[Part, ...] = (
     Vocabulary(),
     GATED_ACTIVATION,
     Always({"norm": "rmsnorm", "gpt_j_residual": False}),
-    Same("rms_norm_eps", "rms_norm_epsilon", 1e-6),
     Same("attention_dropout", "attention_dropout", 0.0),
     tied_by_default(False),
 )
-COMMON = (*BASE, Rotary(), InnerWidth(gated=True))
+COMMON = (*BASE, Rotary(), Same("rms_norm_eps", "rms_norm_epsilon", 1e-6), InnerWidth(gated=True))
 RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 LLAMA = Family(

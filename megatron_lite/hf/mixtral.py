@@ -24,6 +24,7 @@ from megatron_lite.hf.parts import (
     KeyHeads,
     OneWindow,
     Part,
+    Same,
 )
 from megatron_lite.hf.rotary import Rotary
 
@@ -161,6 +162,7 @@ MIXTRAL = Family(
     (
         *BASE,
         Rotary(default_base=1e6),
+        Same("rms_norm_eps", "rms_norm_epsilon", 1e-5),
         InnerWidth(gated=True),
         KeyHeads(default=8),
         HeadSize(),
@@ -183,6 +185,7 @@ QWEN3_MOE = Family(
     (
         *BASE,
         Rotary(),
+        Same("rms_norm_eps", "rms_norm_epsilon", 1e-6),
         InnerWidth(gated=True, theirs="moe_intermediate_size"),
         KeyHeads(default=4),
         HeadSize(),

@@ -94,6 +94,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {"num_experts_per_tok": 1, "norm_topk_prob": False},
     ),
+    "gpt-neo": ("gpt_neo", {"layer_norm_epsilon": 1e-3, "window_size": 6}),
+    "gpt-neo global, untied": (
+        "gpt_neo",
+        {
+            "attention_types": [[["global"], 2]],
+            "activation_function": "silu",
+            "intermediate_size": None,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt-neo local": ("gpt_neo", {"attention_types": [[["local"], 2]], "window_size": 3}),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2 untied, other width and scale": (
         "gpt2",

@@ -25,6 +25,7 @@ SHAPE: dict[str, Any] = {
 }
 OTHER_SHAPE: dict[str, dict[str, Any]] = {
     "gpt2": {"intermediate_size": None},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mixtral": {"num_key_value_heads": 2},
     "qwen3_moe": {
         "num_key_value_heads": 2,
