@@ -26,6 +26,7 @@ FLOORS = {
     "metrics": 5,
     "generation": 5,
     "evaluation": 6,
+    "foreign": 6,
     "training": 6,
 }
 """A package imports itself and packages of lower numbers."""

@@ -1,0 +1,5 @@
+"""Floor 6: checkpoints that other trainers wrote."""
+
+from megatron_lite.foreign.neox import import_neox
+
+__all__ = ["import_neox"]
