@@ -16,7 +16,7 @@ from megatron_lite.parallel.context import ParallelContext
 from megatron_lite.training import deepspeed_defects as defects
 from megatron_lite.training.interface import choose_interface
 from megatron_lite.training.watchdog import LONGER_SECONDS, longest_silence
-from megatron_lite.utils.errors import LostRankError
+from megatron_lite.utils.errors import ConfigError, LostRankError
 
 MARGIN_SECONDS = 600.0
 """How much longer a collective may wait than the watchdog, which shows the stacks of all ranks, lets it."""
@@ -40,6 +40,7 @@ def distributed(context: ParallelContext, timeout: float = LONGER_SECONDS) -> It
     groups, also of those made later, wait longer than the watchdog that it sets.
 
     Raises:
+        ConfigError: something else listens at MASTER_PORT of rank 0's host.
         LostRankError: another rank has ended; it, or the launcher, tells why.
     """
     defects.quiet_logs()
@@ -73,4 +74,12 @@ def _join(context: ParallelContext, limit: timedelta) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
     else:
         choose_interface(os.environ["MASTER_ADDR"])
-        dist.init_process_group(backend, init_method="env://", timeout=limit)
+        try:
+            dist.init_process_group(backend, init_method="env://", timeout=limit)
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise ConfigError(
+                f"port {os.environ['MASTER_PORT']} is taken, maybe by another run on this host: choose another "
+                "one (the key master_port under deepy.py, else the variable MASTER_PORT of all ranks)"
+            ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from megatron_lite.config.cli import parse_command_line
 from megatron_lite.parallel.context import context_from_environment
+from megatron_lite.training.distributed import distributed
 from megatron_lite.utils.errors import ConfigError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -183,6 +185,20 @@ def test_ranks_of_one_host_meet_there(environment: pytest.MonkeyPatch) -> None:
         environment.setenv(name, value)
     context_from_environment()
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "29500")
+
+
+def test_a_port_that_another_run_has_taken(environment: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": port}.items():
+            environment.setenv(name, value)
+        with (
+            pytest.raises(ConfigError, match=rf"port {port} is taken"),
+            distributed(context_from_environment()),
+        ):
+            pass
 
 
 def test_files_and_overrides() -> None:
