@@ -80,6 +80,6 @@ def _join(context: ParallelContext, limit: timedelta) -> None:
             if "EADDRINUSE" not in str(error):
                 raise
             raise ConfigError(
-                f"port {os.environ['MASTER_PORT']} is taken, maybe by another run on this host: choose another "
-                "one (the key master_port under deepy.py, else the variable MASTER_PORT of all ranks)"
+                f"port {os.environ['MASTER_PORT']} is taken, maybe by another run on this host: choose "
+                "another one (the key master_port under deepy.py, else the variable MASTER_PORT of all ranks)"
             ) from error
