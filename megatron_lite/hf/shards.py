@@ -63,9 +63,7 @@ def _shards(
         if shard and size + tensor.nbytes > max_shard_size:
             yield shard
             shard, size = {}, 0
-        # A part of a larger tensor would keep all of it in memory until the file is written.
-        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        shard[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+        shard[name] = tensor.contiguous()
         size += tensor.nbytes
     yield shard
 

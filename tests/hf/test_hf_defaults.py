@@ -61,3 +61,11 @@ def test_each_spelling_of_the_rotation_is_enough(
     (tmp_path / "out" / "config.json").write_text(json.dumps(rest))
     found = AutoConfig.from_pretrained(tmp_path / "out").rope_parameters
     assert found == {"rope_type": "default", **(scaling or {}), "rope_theta": 5000}
+
+
+def test_the_default_width_of_heads_is_not_always_ours(tmp_path: Path) -> None:
+    """Qwen 3's heads have 128 channels when nothing says it; a model of 64 channels in 4 heads cannot."""
+    content = AutoConfig.for_model("qwen3", hidden_size=64, num_attention_heads=4).to_dict()
+    del content["head_dim"]
+    with pytest.raises(ConfigError, match="head_dim 128"):
+        keys_of(tmp_path, "qwen3", content)
