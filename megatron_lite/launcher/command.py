@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.embedded import VOCAB_SIZE
 from megatron_lite.data.prepare import prepare_data
 from megatron_lite.data.sources import sources_of
-from megatron_lite.launcher.local import start_ranks
+from megatron_lite.launcher.environment import rank_environment
+from megatron_lite.launcher.local import Share, start_ranks
 from megatron_lite.launcher.multinode import start_on_hosts
 from megatron_lite.launcher.placement import tell_of_torn_groups
 from megatron_lite.launcher.plan import check_fits, run_summary, tokens_line
@@ -23,7 +23,7 @@ from megatron_lite.launcher.resources import Resources, find_resources, launcher
 from megatron_lite.launcher.torch_build import usable
 from megatron_lite.planner import Machine, this_machine
 from megatron_lite.utils.errors import ConfigError, command_line
-from megatron_lite.utils.log import LOGGER, setup_logging
+from megatron_lite.utils.log import setup_logging
 
 TRAINING_SCRIPT = "train.py"
 """The script whose needs the planner knows; another script is only given ranks."""
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resources.ranks_here,
         _environment(resources, machine),
         keys.master_port,
-        resources.pods,
+        _share(resources),
     )
 
 
@@ -119,24 +119,13 @@ def _plan(config: Config, machine: Machine, resources: Resources, force: bool) -
     return f"{page}\n{tokens_line(datasets)}"
 
 
+def _share(resources: Resources) -> Share | None:
+    """The ranks of this pod among those of its job."""
+    pods, here = resources.pods, resources.ranks_here
+    return Share(pods.index * here, resources.ranks, pods.address, pods.port) if pods else None
+
+
 def _environment(resources: Resources, machine: Machine) -> dict[str, str]:
-    """The environment of this machine's ranks: each its share of the cores, and the chosen GPUs."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", COMMAND_VARIABLE: typed_command()}
-    # When a rank dies, torch's C++ would fill the screens of the others with warnings about sockets.
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if not machine.gpus and "OMP_NUM_THREADS" not in environment:
-        threads = max(1, machine.cores // resources.ranks_here)
-        environment["OMP_NUM_THREADS"] = str(threads)
-        LOGGER.info("%d threads a rank (set OMP_NUM_THREADS to choose)", threads)
-    if machine.gpus and resources.chosen:
-        (slots,) = resources.hosts.values()
-        environment["CUDA_VISIBLE_DEVICES"] = _shown(slots, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return environment
-
-
-def _shown(slots: Sequence[int], visible: str | None) -> str:
-    """``CUDA_VISIBLE_DEVICES`` that leaves only ``slots`` of the GPUs that ``visible`` leaves already."""
-    if visible is None:
-        return ",".join(str(slot) for slot in slots)
-    names = visible.split(",")
-    return ",".join(names[slot].strip() for slot in slots)
+    """The environment of this machine's ranks."""
+    slots = next(iter(resources.hosts.values())) if resources.chosen else None
+    return {**rank_environment(machine, resources.ranks_here, slots), COMMAND_VARIABLE: typed_command()}

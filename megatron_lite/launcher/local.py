@@ -1,9 +1,8 @@
 """Starts the ranks of one machine, watches them, and stops them together.
 
 Not DeepSpeed's per-node launcher: that one kills every rank 30 s after a SIGTERM, whether it has saved or
-not, never ends with 0 after a signal, and imports torch twice more before the first rank starts. Several
-machines are the job of DeepSpeed's runner (:mod:`megatron_lite.launcher.multinode`), or of Kubernetes, which
-starts one launcher in each pod.
+not, never ends with 0 after a signal, and imports torch twice more before the first rank starts. On several
+machines ssh (:mod:`megatron_lite.launcher.ssh`) or Kubernetes starts one such launcher on each.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from megatron_lite.launcher.pods import Pods
 from megatron_lite.utils.errors import ERRORS_VARIABLE, EXIT_CODE, HANG, LOST_RANK, ConfigError
 from megatron_lite.utils.log import LOGGER
 
@@ -44,18 +43,35 @@ FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signa
 """What the ranks get when the launcher gets a signal: a closed terminal asks them to save and end, too."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The ranks of one machine among those of several.
+
+    Attributes:
+        first: number of the first of them.
+        world_size: ranks of the whole run.
+        address: where all ranks meet.
+        port: the port there.
+    """
+
+    first: int
+    world_size: int
+    address: str
+    port: int
+
+
 def start_ranks(
     command: Sequence[str],
     count: int,
     environment: Mapping[str, str],
     port: int | None = None,
-    pods: Pods | None = None,
+    share: Share | None = None,
 ) -> int:
     """Run ``count`` processes of ``command`` as the ranks of one machine; return the exit status of the run.
 
     Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT on top of
     ``environment``, in a session of its own, so that a terminal's Ctrl-C reaches it once: through us. They
-    meet at ``port`` (None: any free one), or, when this machine is one of ``pods``, where those meet.
+    meet at ``port`` (None: any free one), or, with a ``share`` in the ranks of several machines, there.
 
     Returns 0 when all ranks end with 0, also after a SIGINT or SIGTERM, which are passed on so that the ranks
     can finish their step and save (a second signal kills). When a rank dies, the others are ended within
@@ -63,19 +79,19 @@ def start_ranks(
 
     Raises ConfigError when ``port`` is taken.
     """
-    index, pod_count = (pods.index, pods.count) if pods else (0, 1)
+    first, world_size = (share.first, share.world_size) if share else (0, count)
     with (
-        contextlib.nullcontext((pods.address, pods.port)) if pods else _reserved_address(port) as meeting,
+        contextlib.nullcontext((share.address, share.port)) if share else _reserved_address(port) as meeting,
         tempfile.TemporaryDirectory(prefix="megatron_lite-") as errors,
     ):
-        group = _Group(index * count, Path(errors))
+        group = _Group(first, Path(errors))
         with group.receiving_signals():
             try:
                 for local_rank in range(count):
                     variables = {
-                        "RANK": index * count + local_rank,
+                        "RANK": first + local_rank,
                         "LOCAL_RANK": local_rank,
-                        "WORLD_SIZE": pod_count * count,
+                        "WORLD_SIZE": world_size,
                         "LOCAL_WORLD_SIZE": count,
                         "MASTER_ADDR": meeting[0],
                         "MASTER_PORT": meeting[1],
@@ -105,8 +121,8 @@ def _reserved_address(port: int | None) -> Iterator[tuple[str, int]]:
         yield ADDRESS, holder.getsockname()[1]
 
 
-def _end_with_parent() -> None:
-    """In a new rank: ask Linux for a SIGTERM when the launcher dies, so that no rank runs on alone."""
+def end_with_parent() -> None:
+    """In a new process: ask Linux for a SIGTERM when the launcher dies, so that no rank runs on alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -134,7 +150,7 @@ class _Group:
                 env=environment,
                 stdin=stdin,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # safe: this process has no threads
+                preexec_fn=end_with_parent,  # safe: this process has no threads
             )
         )
 

@@ -62,7 +62,7 @@ def mpi_command(
         # By default ranks are dealt out to sockets and tied to a core or a socket, data loading and all.
         for option, value in {"--map-by": "slot", "--bind-to": "none"}.items():
             words += [] if option in own else [option, value]
-        for name in _exported(environment):
+        for name in exported(environment):
             words += ["-x", name]
     else:
         if len(set(counts.values())) > 1:
@@ -76,7 +76,7 @@ def mpi_command(
     return [*words, *own, *command]
 
 
-def _exported(environment: Mapping[str, str]) -> list[str]:
+def exported(environment: Mapping[str, str]) -> list[str]:
     """The names in ``environment`` of what reaches other hosts."""
     named = {"MASTER_ADDR", "MASTER_PORT", COMMAND_VARIABLE, *environment_file()}
     return sorted(name for name in environment if name in named or name.startswith(EXPORTED))
