@@ -6,6 +6,7 @@ Needs the package ``lm_eval``; :mod:`megatron_lite.evaluation.tasks` says how to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -143,7 +144,9 @@ def manner_of(options: dict[str, Any], seed: int) -> Manner:
     until, length = given.pop("until"), given.pop("max_gen_toks")
     unknown = sorted(given.keys() - KNOWN_OPTIONS)
     if unknown:
-        LOGGER.warning("generation_kwargs of the task: %s left out, which is not there", ", ".join(unknown))
+        _warn_once(
+            f"a task's generation_kwargs {', '.join(unknown)} are left out: there is nothing like it here"
+        )
     temperature = float(given.get("temperature", 1.0)) if given["do_sample"] else 0.0
     sampling = Sampling(
         temperature,
@@ -154,3 +157,9 @@ def manner_of(options: dict[str, Any], seed: int) -> Manner:
         seed,
     )
     return Manner(sampling, length, tuple(until))
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """Log ``sentence`` the first time: it would be said of every request."""
+    LOGGER.warning("%s", sentence)

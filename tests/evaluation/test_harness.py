@@ -19,6 +19,7 @@ from megatron_lite.evaluation.scoring import Row, batches_of
 from megatron_lite.evaluation.tasks import find_tasks, run_tasks
 from megatron_lite.hf import export_folder
 from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.utils.log import LOGGER
 
 LIMIT = 48
 ALONE = ParallelContext(0, 1, 0, torch.device("cpu"))
@@ -150,6 +151,15 @@ def test_drawn_texts_depend_on_their_number_only(replicas: Replicas) -> None:
     found = narrow.generate_until(asked)
     assert found == wide.generate_until(asked)
     assert found[0] != found[2], "each repetition is drawn anew"
+
+
+def test_options_without_a_meaning_are_named_once(
+    ours: HarnessModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    options = {"max_gen_toks": 2, "num_beams": 4, "typical_p": 0.5}
+    ours.generate_until(requests("generate_until", [(text, dict(options)) for text in ("a", "b", "c")]))
+    assert [record.message.count("num_beams, typical_p") for record in caplog.records] == [1]
 
 
 def test_sampling_is_what_the_task_asks() -> None:
