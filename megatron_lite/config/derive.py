@@ -56,6 +56,16 @@ def _heads(keys: Keys) -> dict[str, Any]:
     return {"num_kv_heads": kv_heads, "use_bias_in_qkv": biases, "use_bias_in_attn_output": biases}
 
 
+def _head(keys: Keys) -> dict[str, Any]:
+    if keys.get("use_bias_in_head") and not keys.get("no_weight_tying"):
+        raise Contradiction(
+            "a head that is the embedding has no bias: set no_weight_tying, or leave out use_bias_in_head",
+            "use_bias_in_head",
+            "no_weight_tying",
+        )
+    return {}
+
+
 def _lengths(keys: Keys) -> dict[str, Any]:
     length = keys["seq_length"]
     positions = keys.get("max_position_embeddings", length)
@@ -238,6 +248,7 @@ def _extra(keys: Keys) -> dict[str, Any]:
 
 RULES = (
     _heads,
+    _head,
     _lengths,
     check_positions,
     check_rope_scaling,

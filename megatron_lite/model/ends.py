@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megatron_lite.model.initialize import inner_init
+from megatron_lite.model.initialize import inner_init, zeros
 from megatron_lite.model.norms import hidden_norm
 from megatron_lite.model.positions import POSITIONS
 from megatron_lite.parallel.parameter import ParameterFactory, even_shard
@@ -67,6 +67,8 @@ class FinalNorm(nn.Module):
 class Head(nn.Module):
     """Vectors → logits, by a matrix of its own or, tied, by the embedding's (the same Parameter object).
 
+    One of its own may have a bias (``use_bias_in_head``).
+
     The vocabulary's padding rows are trained like the others, towards ever smaller probabilities since no
     label names them. They are not masked, so that an exported model computes what the trained one did.
     """
@@ -77,17 +79,22 @@ class Head(nn.Module):
         """A tied head without ``embedding`` (it is on another pipeline stage) makes the same matrix again."""
         super().__init__()
         self.tensor = factory.tensor
-        if embedding is not None and not config.no_weight_tying:
+        tied = not config.no_weight_tying
+        if tied and embedding is not None:
             self.weight = embedding.weight
-            return
-        name = "embed_out" if config.no_weight_tying else "embed_in"
-        self.weight = _vocabulary_matrix(config, factory.child(name))
+        else:
+            self.weight = _vocabulary_matrix(config, factory.child("embed_in" if tied else "embed_out"))
+        self.bias = None
+        if config.use_bias_in_head:
+            rows = config.padded_vocab_size
+            shard = even_shard(0, rows, self.tensor.axis)
+            self.bias = factory.child("embed_out").make("bias", (rows,), zeros, shard)
 
     def forward(
         self, x: torch.Tensor, cache: KVCache | None = None, places: Places | None = None
     ) -> torch.Tensor:
         """The residual stream → this rank's [b, s, padded vocabulary / ranks] in the parameters' dtype."""
-        return self.tensor.column_linear(x, self.weight, None)
+        return self.tensor.column_linear(x, self.weight, self.bias)
 
 
 def _vocabulary_matrix(config: ModelSection, factory: ParameterFactory) -> nn.Parameter:

@@ -18,6 +18,7 @@ class ParameterCount:
         layers: number of them.
         final_norm: the norm before the head.
         head: the output matrix; 0 when it is tied to the token embedding.
+        head_bias: its bias; 0 without.
         mixture: parameters of one transformer layer with experts, without the experts.
         mixtures: number of them.
         expert: parameters of one expert.
@@ -31,6 +32,7 @@ class ParameterCount:
     layers: int
     final_norm: int
     head: int
+    head_bias: int = 0
     mixture: int = 0
     mixtures: int = 0
     expert: int = 0
@@ -47,7 +49,7 @@ class ParameterCount:
         """All parameters."""
         embeddings = self.token_embedding + self.position_embedding
         layers = self.layers * self.layer + self.mixtures * self.mixture + self.in_experts
-        return embeddings + layers + self.final_norm + self.head
+        return embeddings + layers + self.final_norm + self.head + self.head_bias
 
     @property
     def active(self) -> int:
@@ -132,6 +134,7 @@ def _by_place(config: Config, tensor: int) -> ParameterCount:
         layers=model.mlp_kinds.count("dense"),
         final_norm=_norm(config),
         head=embedding if model.no_weight_tying else 0,
+        head_bias=model.padded_vocab_size // tensor if model.use_bias_in_head else 0,
         mixture=around_mlp + model.moe_num_experts * model.hidden_size,
         mixtures=model.mlp_kinds.count("experts"),
         expert=_expert(config, tensor),

@@ -248,7 +248,8 @@ def _parameters_of_all(config: Config) -> float:
         copies = _key_value_matrices(config) * (1 / config.model.num_kv_heads - 1 / tensor)
         layer, mixture = layer + copies, mixture + copies
     matrices = 2 if stages > 1 and not config.model.no_weight_tying else 1
-    ends = (matrices * count.token_embedding + count.head) / tensor + count.position_embedding
+    ends = (matrices * count.token_embedding + count.head + count.head_bias) / tensor
+    ends += count.position_embedding
     return (count.layers * layer + count.mixtures * mixture + ends + count.final_norm) / stages
 
 

@@ -29,6 +29,7 @@ MODELS: list[dict[str, Any]] = [
     {"pos_emb": "learned", "attention_scale": 1.0, "use_bias_in_qkv": False, **SPLIT},
     {"pos_emb": "rotary", "num_kv_heads": 1, "use_bias_in_attn_output": False},
     {"pos_emb": "sinusoidal", "kv_channels": 6, "norm": "scalenorm", "use_qk_layernorm": True, **SPLIT},
+    {"pos_emb": "rotary", "no_weight_tying": True, "use_bias_in_head": True, **SPLIT},
     {"pos_emb": "learned", "opt_pos_emb_offset": 2, "norm": "non_parametric_layernorm", **SPLIT},
     {"pos_emb": "rotary", "gpt_j_residual": True, "use_qk_layernorm": True, "norm": "rmsnorm", **SPLIT},
     {

@@ -118,6 +118,8 @@ class ModelSection(Section):
     """Give the attention's output projection a bias (GPT-Neo: only there)."""
     use_bias_in_mlp: Bool = True
     """Give the MLP's projections a bias."""
+    use_bias_in_head: Bool = False
+    """Give the output head, which then has weights of its own (`no_weight_tying`), a bias (GPT-J, Phi)."""
     hidden_dropout: Probability = 0.0
     """Dropout after the embedding, the attention and the MLP."""
     attention_dropout: Probability = 0.0
