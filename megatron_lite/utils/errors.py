@@ -7,6 +7,7 @@ without a traceback and exit with :data:`EXIT_CODE`. A broken invariant of our o
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
+from megatron_lite.utils.hydra import end_other_ranks
 from megatron_lite.utils.log import rank_from_environment
 
 EXIT_CODE = 2
@@ -68,6 +70,16 @@ def command_line(main: Callable[P, int | None]) -> Callable[P, int]:
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            status = guarded(*args, **kwargs)
+        except Exception:
+            atexit.register(end_other_ranks, 1)  # which comes after the traceback
+            raise
+        if status not in (0, LOST_RANK, HANG):  # of these the others learn without us
+            end_other_ranks(status)
+        return status
+
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:

@@ -195,3 +195,27 @@ def test_its_own_command_starts_ranks_that_find_their_places(
     assert process.returncode == 0, err
     assert losses(run) == pytest.approx(expected, rel=1e-5)
     assert f"({mpi.stop.name}); go on under the same launcher with: python train.py" in out
+
+
+FAILS_ALONE = """
+import os, sys, time
+from megatron_lite.utils.errors import DataError, command_line
+
+@command_line
+def main():
+    if os.environ["{rank}"] == "1":
+        raise {error}("no such corpus here")
+    time.sleep(60)
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("error", "status"), [("DataError", 2), ("RuntimeError", 1)])
+def test_a_rank_that_fails_alone_ends_the_others(mpi: Mpi, error: str, status: int) -> None:
+    """Before they have met: later, the others see that the connection to it breaks."""
+    script = FAILS_ALONE.format(rank=mpi.rank, error=error)
+    words = [mpi.program, *mpi.options, "-host", "localhost:2", "-n", "2", sys.executable, "-c", script]
+    run = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=20)
+    assert run.returncode == status, run.stderr
+    assert "no such corpus here" in run.stderr
