@@ -46,7 +46,8 @@ def start_over_ssh(
     is returned. Raises ConfigError when the first host cannot be reached.
     """
     ssh = ["ssh", *shlex.split(keys.launcher_args or ""), *OPTIONS]
-    address = keys.master_addr or _address(ssh, next(iter(resources.hosts)))
+    first_host = next(iter(resources.hosts))
+    address = keys.master_addr or (first_host if keys.no_ssh_check else _address(ssh, first_host))
     group = _Hosts(ssh)
     first = 0
     with group.receiving_signals():
