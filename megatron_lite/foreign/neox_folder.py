@@ -96,19 +96,12 @@ class RankTensors:
         content = load_pickled(file)
         if not self._by_layer:
             content = content.get("module") if isinstance(content, dict) else None
-        tensors = content.items() if isinstance(content, dict) else ()
-        if not tensors or not all(isinstance(tensor, torch.Tensor) for _, tensor in tensors):
-            raise CheckpointError(
-                f"{file} has no weights as GPT-NeoX saves them: "
-                + (
-                    "a dictionary of tensors is expected"
-                    if self._by_layer
-                    else "it has no tensors in 'module'"
-                )
-            )
+        if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
+            where = "" if self._by_layer else " under 'module'"
+            raise CheckpointError(f"{file} has no dictionary of tensors{where}, as GPT-NeoX saves them")
         if self._by_layer:
-            return {(number, key): tensor for key, tensor in tensors}
-        places = {key: SEQUENTIAL.fullmatch(key) for key, _ in tensors}
+            return {(number, key): tensor for key, tensor in content.items()}
+        places = {key: SEQUENTIAL.fullmatch(key) for key in content}
         strange = [key for key, match in places.items() if match is None]
         if strange:
             raise CheckpointError(f"{file} has {strange[0]}, and names there begin with sequential.N")

@@ -70,7 +70,7 @@ class NeoxRun:
         return self._merged[key].value if key in self._merged else default
 
     def keys(self, tensors: RankTensors) -> dict[str, Any]:
-        """Our keys of the run, the sizes of vocabulary and MLP taken from its weights.
+        """Our keys of the run; sizes of vocabulary and MLP, and whether this has biases, are the weights'.
 
         Raises:
             ConfigError: the model is one that cannot be here.
@@ -81,7 +81,7 @@ class NeoxRun:
                 f"{tensors.folder} has files of model_parallel_size {tensors.ranks}, and the configuration "
                 f"says {self.ranks}: copy all files, or name the right configuration with --config"
             )
-        self._check_model()
+        self._check_model(tensors)
         carried = {key: entry for key, entry in self._merged.items() if SECTION_OF[key] in CARRIED}
         for entry in carried.values():
             typed_value(entry)  # here a wrong value is still told with its place
@@ -99,8 +99,7 @@ class NeoxRun:
             "make_vocab_size_divisible_by": 1,
         }
         keys.pop("expansion_factor", None)
-        if self._llama:
-            keys["use_bias_in_mlp"] = False
+        keys["use_bias_in_mlp"] = _has_biases(tensors)
         if keys.get("sliding_window_width"):
             keys["sliding_window_width"] += 1
             LOGGER.info("sliding_window_width is one more here, where the token itself is counted")
@@ -117,7 +116,7 @@ class NeoxRun:
             )
         return GATED_BY[name]
 
-    def _check_model(self) -> None:
+    def _check_model(self, tensors: RankTensors) -> None:
         """Raise for what models here compute otherwise than GPT-NeoX."""
         if self._value("use_qk_layernorm", False):
             raise ConfigError(
@@ -126,7 +125,7 @@ class NeoxRun:
             )
         if self._value("moe_num_experts", 1) > 1:
             raise ConfigError("a GPT-NeoX model with experts (moe_num_experts) cannot be read")
-        if self._value("gpt_j_residual", False) and not self._value("use_bias_in_mlp", True):
+        if self._value("gpt_j_residual", False) and not _has_biases(tensors):
             raise ConfigError(
                 "GPT-NeoX leaves out the attention where gpt_j_residual meets use_bias_in_mlp: false: these "
                 "weights are of a model without it, which cannot be here"
@@ -162,6 +161,11 @@ def first_matrix(tensors: RankTensors) -> str:
         f"the weights in {tensors.folder} have no MLP in layer {LAYER:02d} that is known here: none of "
         f"{', '.join(DOWN)} is there"
     )
+
+
+def _has_biases(tensors: RankTensors) -> bool:
+    """Whether MLPs have biases; releases of GPT-NeoX differ in when they do."""
+    return first_matrix(tensors).replace(".weight", ".bias") in tensors.keys[LAYER]
 
 
 def _inner_width(tensors: RankTensors) -> int:

@@ -18,6 +18,14 @@ from megatron_lite.hf.family import Entry
 from megatron_lite.hf.transforms import Heads, Joined, Stacked, Transform
 from megatron_lite.utils.errors import CheckpointError
 
+NORM_WEIGHTS = {
+    "layernorm": "weight",
+    "rmsnorm": "scale",
+    "scalenorm": "g",
+    "non_parametric_layernorm": None,
+}
+"""What GPT-NeoX calls the weight of each kind of norm, if it has one."""
+
 
 def table(model: ModelSection, tensors: RankTensors, old_grouping: bool | None = None) -> dict[str, Entry]:
     """By our name, the rows of the table.
@@ -103,9 +111,10 @@ class _Table:
 
     def add_norm(self, ours: str, layer: int, key: str) -> None:
         """The rows of a norm."""
-        rms = self._model.norm == "rmsnorm"
-        self.add(f"{ours}.weight", layer, f"{key}.{'scale' if rms else 'weight'}", self.copied)
-        if not rms and self._model.use_bias_in_norms:
+        weight = NORM_WEIGHTS[self._model.norm]
+        if weight is not None:
+            self.add(f"{ours}.weight", layer, f"{key}.{weight}", self.copied)
+        if self._model.norm == "layernorm" and self._model.use_bias_in_norms:
             self.add(f"{ours}.bias", layer, f"{key}.bias", self.copied)
 
     def add_attention(self, ours: str, layer: int, heads: Transform) -> None:

@@ -23,9 +23,8 @@ LLAMA_KEYS = NEOX_KEYS | {
     "activation": "swiglu",
     "intermediate-size": 3 * 56,
     "use_bias_in_attn_linear": False,
-    "use_bias_in_mlp": False,
 }
-OLD_LLAMA_KEYS = {key: value for key, value in LLAMA_KEYS.items() if key != "use_bias_in_mlp"} | {
+OLD_LLAMA_KEYS = LLAMA_KEYS | {
     "mlp-type": "llama",
     "activation": "silu",
     "intermediate-size": 56,
@@ -103,6 +102,25 @@ def test_learned_positions(tmp_path: Path) -> None:
     verify(tmp_path / "ours")
     weights = dict(read_weights(find_checkpoint(tmp_path / "ours")))
     torch.testing.assert_close(weights["embed_pos.weight"], positions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("norm", "suffix"), [("scalenorm", "g"), ("non_parametric_layernorm", None)])
+def test_norms_of_few_weights(tmp_path: Path, norm: str, suffix: str | None) -> None:
+    """By the names that GPT-NeoX has for them."""
+    layers = neox_layers(tiny("gpt_neox"), 0, 1)
+    for layer in layers.values():
+        for key in [key for key in layer if "norm" in key]:
+            number = layer.pop(key)[:1]
+            if suffix and key.endswith("weight"):
+                layer[key.replace("weight", suffix)] = number
+    write_neox(tmp_path / "theirs", [layers], NEOX_KEYS | {"norm": norm})
+    import_neox(tmp_path / "theirs", tmp_path / "ours")
+    verify(tmp_path / "ours")
+    weights = dict(read_weights(find_checkpoint(tmp_path / "ours")))
+    if suffix:
+        torch.testing.assert_close(weights["final_layer_norm.weight"], layers[5]["norm.g"])
+    else:
+        assert not any("norm" in name for name in weights)
 
 
 def test_copies_that_rounding_led_apart_are_averaged(tmp_path: Path) -> None:

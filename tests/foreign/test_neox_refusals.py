@@ -90,6 +90,13 @@ def test_left_over_tensor(checkpoint: Path) -> None:
     refused(checkpoint, "1 tensor(s) without a place", "extra of layer 02, tensor rank 1")
 
 
+def test_attention_that_was_left_out(checkpoint: Path) -> None:
+    """What GPT-NeoX computes where the MLP of a parallel residual has no biases."""
+    for file in checkpoint.glob("layer_0[23]-*"):
+        change(file, lambda state: [state.pop(f"mlp.linear{number}.bias") for number in (1, 2)])
+    refused(checkpoint, "gpt_j_residual", "use_bias_in_mlp", "without")
+
+
 def test_layers_that_the_configuration_does_not_have(checkpoint: Path) -> None:
     set_keys(checkpoint, **{"num-layers": 1})
     refused(checkpoint, "lack norm.weight of layer 04")
@@ -142,7 +149,7 @@ def test_damaged_file(checkpoint: Path, content: bytes | str) -> None:
 def test_no_weights(checkpoint: Path) -> None:
     for file in checkpoint.glob("layer_*"):
         file.unlink()
-    refused(checkpoint, "mp_rank_00_model_states.pt", "no weights")
+    refused(checkpoint, "mp_rank_00_model_states.pt", "'module'")
     for file in checkpoint.glob("mp_rank_*"):
         file.unlink()
     refused(checkpoint, "neither layer_*")
@@ -155,8 +162,7 @@ def test_no_weights(checkpoint: Path) -> None:
     [
         ({"use-qk-layernorm": True}, ["use_qk_layernorm"]),
         ({"moe-num-experts": 4}, ["moe_num_experts"]),
-        ({"use_bias_in_mlp": False}, ["gpt_j_residual", "use_bias_in_mlp"]),
-        ({"pos-emb": "alibi"}, ["run.yml", "pos_emb", "alibi"]),
+        ({"pos-emb": "rpe"}, ["run.yml", "pos_emb", "rpe"]),
         ({"te_mha": True}, ["run.yml", "te_mha"]),
         ({"hiden-size": 32}, ["run.yml", "no key hiden_size"]),
         ({"mlp-type": "llama", "activation": "mish"}, ["mlp_type", "mish"]),
