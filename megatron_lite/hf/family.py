@@ -27,6 +27,7 @@ NEUTRAL = frozenset(
 """Keys that a trained model does not depend on, or not beyond what other keys and the tensors say."""
 
 IDLE: Mapping[str, Callable[[ModelSection], bool]] = {
+    "kv_channels": lambda model: model.head_size * model.num_attention_heads == model.hidden_size,
     "gpt_j_tied": lambda model: not model.gpt_j_residual,
     "layernorm_epsilon": lambda model: model.norm not in ("layernorm", "non_parametric_layernorm"),
     "use_bias_in_norms": lambda model: model.norm != "layernorm",
@@ -37,7 +38,7 @@ IDLE: Mapping[str, Callable[[ModelSection], bool]] = {
     "moe_top_k": lambda model: model.moe_num_experts == 1,
     "expert_interval": lambda model: model.moe_num_experts == 1,
 }
-"""Keys that mean nothing beside some values of others, and whether that is so."""
+"""Keys that change nothing beside some values of others, and whether that is so."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ WITHOUT_EFFECT = frozenset(
         "is_llama_config", "keys_to_ignore_at_inference", "label2id", "length_penalty", "max_length",
         "max_sequence_length", "min_length", "model_type", "n_ctx", "name_or_path", "no_repeat_ngram_size",
         "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
-        "output_hidden_states", "output_router_logits", "output_scores", "pad_token_id", "prefix",
-        "pretraining_tp", "problem_type", "reorder_and_upcast_attn", "repetition_penalty", "return_dict",
-        "return_dict_in_generate", "sep_token_id", "summary_activation", "summary_first_dropout",
-        "summary_proj_to_labels", "summary_type", "summary_use_proj", "suppress_tokens",
-        "task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype",
-        "torchscript", "transformers.js_config", "transformers_version", "typical_p", "unk_token_id",
-        "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attn", "use_return_dict",
+        "output_hidden_states", "output_router_logits", "output_scores", "pad_token_id",
+        "predict_special_tokens", "prefix", "pretraining_tp", "problem_type", "reorder_and_upcast_attn",
+        "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "summary_activation",
+        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "suppress_tokens", "task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p",
+        "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "typical_p",
+        "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attn",
+        "use_return_dict",
     }
 )  # fmt: skip
 """Fields of any family that do not change what the model computes of given tokens."""

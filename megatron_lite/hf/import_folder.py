@@ -104,7 +104,7 @@ def _dtype_of(stored: StoredTensors) -> torch.dtype:
 
 def _extended(table: dict[str, Entry], rows: int, more: int) -> dict[str, Entry]:
     """``table`` where the matrices of the vocabulary get ``more`` rows than their ``rows``."""
-    vocabulary = ("embed_in.weight", "embed_out.weight")
+    vocabulary = ("embed_in.weight", "embed_out.weight", "embed_out.bias")
     changed = {name: Extended(rows, more) for name in vocabulary if more and name in table}
     return table | {name: replace(table[name], transform=each) for name, each in changed.items()}
 

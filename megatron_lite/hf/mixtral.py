@@ -194,6 +194,7 @@ QWEN3_MOE = Family(
         AttentionBias(False),
         Experts(("num_experts", "num_local_experts"), top_k=8, divided="norm_topk_prob"),
         SomeLayers(),
+        Demanded("use_qk_norm", True, default=True),
     ),
     qwen3_entries,
     RENAMES,

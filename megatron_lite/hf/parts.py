@@ -282,22 +282,17 @@ class NoKeyHeads(Part):
 
 @dataclass(frozen=True)
 class HeadSize(Part):
-    """Width of a head: here always hidden_size / num_attention_heads, theirs without the field too, unless
-    the family has a ``default``."""
+    """Width of a head: without the field hidden_size / num_attention_heads, unless the family has a
+    ``default``."""
 
     default: int | None = None
+    keys = ("kv_channels",)
 
     def read(self, fields: Fields) -> dict[str, Any]:
-        """Nothing, if the width is ours."""
+        """The width, if it is another than that."""
         size = fields.get("head_dim", self.default, (int, type(None)))
         hidden, heads = (fields.get(name, kind=int) for name in ("hidden_size", "num_attention_heads"))
-        if size is not None and size * heads != hidden:
-            raise fields.refusal(
-                "head_dim",
-                size,
-                f"and heads here are as wide as hidden_size / num_attention_heads, {hidden}/{heads}",
-            )
-        return {}
+        return {} if size is None or size * heads == hidden else {"kv_channels": size}
 
     def write(self, model: ModelSection) -> dict[str, Any]:
         """The width."""

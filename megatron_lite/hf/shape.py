@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_lite.hf.parts import Choice, Part, Same
+from megatron_lite.hf.parts import Always, Choice, Demanded, Part, Same
 
 
 def shape(
@@ -64,3 +64,10 @@ def tied_by_default(tied: bool) -> Part:
     return Choice(
         "tie_word_embeddings", "no_weight_tying", {True: False, False: True}, {True: False, False: True}, tied
     )
+
+
+BIASED_HEAD: tuple[Part, ...] = (
+    Always({"no_weight_tying": True, "use_bias_in_head": True}),
+    Demanded("tie_word_embeddings", False, default=False),
+)
+"""A head of its own with a bias."""

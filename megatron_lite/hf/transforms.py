@@ -76,6 +76,38 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Interleaved:
+    """Queries, keys and values of ``heads``; rows that rotate as a pair are neighbours there (GPT-J).
+
+    Here they are half of the rotating rows apart.
+
+    Attributes:
+        heads: the rest of the way.
+        rotating: rows of a head that rotate, the first ones.
+    """
+
+    heads: Heads
+    rotating: int
+
+    def to_theirs(self, ours: torch.Tensor) -> list[torch.Tensor]:
+        """[q, k, v]."""
+        q, k, v = self.heads.to_theirs(ours)
+        return [*(self._paired(part, (2, self.rotating // 2)) for part in (q, k)), v]
+
+    def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The groups of the rows in our order."""
+        q, k, v = theirs
+        return self.heads.to_ours([*(self._paired(part, (self.rotating // 2, 2)) for part in (q, k)), v])
+
+    def _paired(self, rows: torch.Tensor, pairs: tuple[int, int]) -> torch.Tensor:
+        """``rows`` with those of each head that rotate, seen as a matrix of ``pairs``, transposed."""
+        size = self.heads.size
+        turning, rest = rows.unflatten(0, (-1, size)).split((self.rotating, size - self.rotating), dim=1)
+        turned = turning.unflatten(1, pairs).transpose(1, 2).flatten(1, 2)
+        return torch.cat((turned, rest), dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Joined:
     """What ``inner`` makes several tensors of is one there, laid end to end ([all q; all k; all v]).
 
@@ -130,7 +162,7 @@ class Extended:
     def to_ours(self, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Their rows and the further ones."""
         mean = theirs[0].float().mean(0, keepdim=True).to(theirs[0].dtype)
-        return torch.cat([theirs[0], mean.expand(self.more, -1)])
+        return torch.cat([theirs[0], mean.expand(self.more, *mean.shape[1:])])
 
 
 PLAIN = Plain()

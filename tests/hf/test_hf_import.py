@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folders import make_folder
+from tiny_folders import edit_config, make_folder
 from transformers import AutoModelForCausalLM
 
 from megatron_lite.checkpoint import read_weights, verify
@@ -42,7 +42,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3.1": ("llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}}),
     "llama geglu": ("llama", {"hidden_act": "gelu"}),
     "mistral": ("mistral", EPSILON | {"num_key_value_heads": 2, "sliding_window": 7}),
-    "mistral without window": ("mistral", {"num_key_value_heads": 2, "sliding_window": None}),
+    "mistral without window, narrow heads": (
+        "mistral",
+        {"head_dim": 6, "num_key_value_heads": 2, "sliding_window": None},
+    ),
     "qwen2": ("qwen2", EPSILON | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen2 windows, yarn": (
         "qwen2",
@@ -64,7 +67,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {
             "num_key_value_heads": 4,
-            "head_dim": 8,
+            "head_dim": 16,
             "use_sliding_window": True,
             "sliding_window": 5,
             "max_window_layers": 1,
@@ -105,6 +108,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt-neo local": ("gpt_neo", {"attention_types": [[["local"], 2]], "window_size": 3}),
+    "opt": ("opt", {}),
+    "galactica": (
+        "opt",
+        {
+            "enable_bias": False,
+            "layer_norm_elementwise_affine": False,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt-j": ("gptj", {"layer_norm_epsilon": 1e-3}),
+    "gpt-j heads that turn whole": ("gptj", {"rotary_dim": 8, "n_inner": 56, "activation_function": "relu"}),
+    "phi": ("phi", {"layer_norm_eps": 1e-3}),
+    "phi grouped": (
+        "phi",
+        {"num_key_value_heads": 2, "hidden_act": "gelu", "rope_parameters": {"partial_rotary_factor": 0.75}},
+    ),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2 untied, other width and scale": (
         "gpt2",
@@ -163,3 +183,24 @@ def test_all_experts_in_one_tensor(tmp_path: Path, family: str) -> None:
     import_folder(tmp_path / "theirs", tmp_path / "fused")
     ours, fused = (dict(read_weights(tmp_path / each)) for each in ("ours", "fused"))
     assert all(torch.equal(ours[name], fused[name]) for name in ours | fused)
+
+
+SUMMARY = {"summary_type": "cls_index", "summary_use_proj": True, "summary_first_dropout": 0.1}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt2": SUMMARY | {"n_ctx": 64, "n_special": 0, "predict_special_tokens": True},
+    "gpt_neo": SUMMARY | {"attention_layers": ["global", "local"], "gradient_checkpointing": True},
+    "gptj": SUMMARY | {"rotary": True, "scale_attn_weights": True, "n_inner": None},
+    "opt": {"activation_dropout": 0.0, "layerdrop": 0.0, "prefix": "</s>", "_remove_final_layer_norm": False},
+    "phi": {"num_key_value_heads": None, "partial_rotary_factor": 0.5, "rope_scaling": None},
+    "mixtral": {"output_router_logits": True, "sliding_window": None},
+    "qwen3_moe": {"qkv_bias": False, "use_qk_norm": True, "max_window_layers": 48, "sliding_window": None},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_fields_of_published_files_are_known(tmp_path: Path, family: str) -> None:
+    """Those that transformers no longer writes."""
+    make_folder(tmp_path / "theirs", family)
+    config = import_folder(tmp_path / "theirs", tmp_path / "ours")
+    edit_config(tmp_path / "theirs", **PUBLISHED[family])
+    assert import_folder(tmp_path / "theirs", tmp_path / "again").model == config.model

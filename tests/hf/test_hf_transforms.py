@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_lite.hf.transforms import PLAIN, Heads, Joined, Stacked, Transform, Transposed
+from megatron_lite.hf.transforms import PLAIN, Heads, Interleaved, Joined, Stacked, Transform, Transposed
 
 HEADS = {
     f"{kv} key heads, {queries} queries each": Heads(kv, queries, 4)
@@ -19,6 +19,7 @@ TRANSFORMS: dict[str, tuple[Transform, int]] = {  # and rows of ours
     "transposed parts": (Transposed(Stacked(2)), 12),
     "GPT-2": (Transposed(Joined(Heads(3, 1, 4), (12, 12, 12))), 36),
     "joined": (Joined(Heads(2, 3, 4), (24, 8, 8)), 40),
+    "GPT-J": (Interleaved(Heads(3, 1, 6), 4), 54),
     **{name: (heads, (heads.queries_per_key + 2) * heads.kv_heads * 4) for name, heads in HEADS.items()},
 }
 
@@ -51,3 +52,12 @@ def test_rows_of_one_joined_matrix() -> None:
     ours = torch.tensor([[0.0], [10.0], [20.0], [1.0], [11.0], [21.0]])
     (theirs,) = Transposed(Joined(Heads(2, 1, 1), (2, 2, 2))).to_theirs(ours)
     assert theirs.tolist() == [[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]]
+
+
+def test_rows_that_rotate_as_a_pair() -> None:
+    """Of a head of five rows four rotate: here the first with the third, there the first with the second."""
+    ours = torch.tensor([0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24])
+    queries, keys, values = Interleaved(Heads(1, 1, 5), 4).to_theirs(ours)
+    assert queries.tolist() == [0, 2, 1, 3, 4]
+    assert keys.tolist() == [10, 12, 11, 13, 14]
+    assert values.tolist() == [20, 21, 22, 23, 24]

@@ -26,6 +26,8 @@ SHAPE: dict[str, Any] = {
 OTHER_SHAPE: dict[str, dict[str, Any]] = {
     "gpt2": {"intermediate_size": None},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"intermediate_size": None, "rotary_dim": 4},
+    "opt": {"intermediate_size": None, "ffn_dim": 56, "word_embed_proj_dim": 32},
     "mixtral": {"num_key_value_heads": 2},
     "qwen3_moe": {
         "num_key_value_heads": 2,
