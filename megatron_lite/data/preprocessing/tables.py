@@ -118,7 +118,7 @@ def dataset_lines(name: str) -> Iterator[bytes]:
         DataError: the library is not installed, or has no such data set.
     """
     try:
-        import datasets  # type: ignore[import-not-found,unused-ignore]
+        import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise DataError(
             f"--input hf:{name} needs the datasets library: pip install datasets, or download the data set's "
