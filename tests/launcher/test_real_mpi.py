@@ -108,17 +108,17 @@ def under_deepy(mpi: Mpi, folder: Path, run: Path) -> subprocess.Popen[str]:
     if mpi.options:
         settings.append(f"launcher_args={' '.join(mpi.options)}")
     words = [sys.executable, "deepy.py", "train.py", str(folder / "tiny.yml"), "-H", str(folder / "hosts")]
-    return started([*words, "--set", f"run_dir={run}", *settings], run)
+    return started([*words, "--set", f"run_dir={run}", *settings], run, mpi)
 
 
-def started(words: list[str], run: Path) -> subprocess.Popen[str]:
+def started(words: list[str], run: Path, mpi: Mpi) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + SECONDS
     while not (run / "checkpoints/latest").exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
+            kill(process, run, mpi)
             raise AssertionError(process.communicate())
         time.sleep(0.05)
     return process
@@ -138,13 +138,19 @@ def ranks(run: Path, mpi: Mpi) -> dict[int, int]:
     return found
 
 
+def kill(process: subprocess.Popen[str], run: Path, mpi: Mpi) -> None:
+    """End a run that has failed, with all that would keep its output open."""
+    process.kill()
+    for number in ranks(run, mpi).values():
+        os.kill(number, signal.SIGKILL)
+
+
 def ended(process: subprocess.Popen[str], run: Path, mpi: Mpi) -> tuple[str, str]:
     """What ``process`` has written, when it has ended and left no rank behind."""
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        for number in [process.pid, *ranks(run, mpi).values()]:
-            os.kill(number, signal.SIGKILL)
+        kill(process, run, mpi)
         raise
     deadline = time.monotonic() + 5
     while ranks(run, mpi) and time.monotonic() < deadline:
@@ -189,7 +195,7 @@ def test_its_own_command_starts_ranks_that_find_their_places(
     run = folder / f"{mpi.launcher}-bare"
     words = [mpi.program, *mpi.options, "-host", "localhost:2", "-n", "2", sys.executable, "train.py"]
     settings = ["--set", f"run_dir={run}", "model_parallel_size=2", "train_micro_batch_size_per_gpu=2"]
-    process = started([*words, str(folder / "tiny.yml"), *settings], run)
+    process = started([*words, str(folder / "tiny.yml"), *settings], run, mpi)
     process.send_signal(mpi.stop)
     out, err = ended(process, run, mpi)
     assert process.returncode == 0, err
