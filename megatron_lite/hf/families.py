@@ -8,15 +8,33 @@ from megatron_lite.hf.gpt2 import GPT2
 from megatron_lite.hf.gpt_neo import GPT_NEO
 from megatron_lite.hf.gpt_neox import GPT_NEOX
 from megatron_lite.hf.gptj import GPTJ
-from megatron_lite.hf.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from megatron_lite.hf.llama import LLAMA, MISTRAL, OLMO, QWEN2, QWEN3
 from megatron_lite.hf.mixtral import MIXTRAL, QWEN3_MOE
 from megatron_lite.hf.opt import OPT
 from megatron_lite.hf.phi import PHI
+from megatron_lite.hf.stablelm import STABLELM
+from megatron_lite.hf.starcoder2 import STARCODER2
 from megatron_lite.utils.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, MIXTRAL, QWEN3_MOE, GPT_NEO, OPT, GPTJ, PHI)
+    for family in (
+        GPT_NEOX,
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GPT2,
+        MIXTRAL,
+        QWEN3_MOE,
+        GPT_NEO,
+        OPT,
+        GPTJ,
+        PHI,
+        OLMO,
+        STABLELM,
+        STARCODER2,
+    )
 }
 """By ``model_type``. A new family is one file and one name here; the first that fits a model is taken."""
 

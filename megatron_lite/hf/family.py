@@ -151,3 +151,10 @@ def linear(
     names = (theirs,) if isinstance(theirs, str) else theirs
     parts = ("weight", "bias") if bias else ("weight",)
     return [Entry(f"{ours}.{part}", tuple(f"{name}.{part}" for name in names), transform) for part in parts]
+
+
+def norm(model: ModelSection, ours: str, theirs: str) -> list[Entry]:
+    """The rows of a norm of the residual stream: its weight and bias, where the kind of norm has them."""
+    if model.norm == "non_parametric_layernorm":
+        return []
+    return linear(ours, theirs, bias=model.norm == "layernorm")

@@ -14,7 +14,6 @@ from megatron_lite.hf.parts import (
     Choice,
     Demanded,
     Dropouts,
-    FullAttention,
     InnerWidth,
     NoKeyHeads,
     Same,
@@ -22,6 +21,7 @@ from megatron_lite.hf.parts import (
 )
 from megatron_lite.hf.shape import gpt2_activation, shape, tied_by_default
 from megatron_lite.hf.transforms import Heads, Joined, Transposed
+from megatron_lite.hf.windows import FullAttention
 
 
 def entries(model: ModelSection) -> list[Entry]:

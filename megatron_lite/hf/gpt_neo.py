@@ -13,18 +13,10 @@ from megatron_lite.config.contradiction import Contradiction
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
 from megatron_lite.hf.fields import Fields
-from megatron_lite.hf.parts import (
-    WINDOW_KEYS,
-    Always,
-    Dropouts,
-    InnerWidth,
-    NoKeyHeads,
-    Part,
-    Same,
-    Vocabulary,
-)
+from megatron_lite.hf.parts import Always, Dropouts, InnerWidth, NoKeyHeads, Part, Same, Vocabulary
 from megatron_lite.hf.shape import gpt2_activation, shape, tied_by_default
 from megatron_lite.hf.transforms import Heads
+from megatron_lite.hf.windows import WINDOW_KEYS
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
-from megatron_lite.hf.parts import AttentionBias, FullAttention, InnerWidth, NoKeyHeads, Same, Vocabulary
+from megatron_lite.hf.parts import AttentionBias, InnerWidth, NoKeyHeads, Same, Vocabulary
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, SHAPE, tied_by_default
+from megatron_lite.hf.windows import FullAttention
 
 
 def entries(model: ModelSection) -> list[Entry]:

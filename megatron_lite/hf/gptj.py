@@ -17,7 +17,6 @@ from megatron_lite.hf.parts import (
     Always,
     Demanded,
     Dropouts,
-    FullAttention,
     InnerWidth,
     NoKeyHeads,
     Part,
@@ -26,6 +25,7 @@ from megatron_lite.hf.parts import (
 )
 from megatron_lite.hf.shape import BIASED_HEAD, gpt2_activation, shape
 from megatron_lite.hf.transforms import Heads, Interleaved
+from megatron_lite.hf.windows import FullAttention
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,30 @@
-"""Llama and the families that have its shape: Mistral, Qwen 2, Qwen 3.
+"""Llama and the families that have its shape: Mistral, Qwen 2, Qwen 3, OLMo.
 
 Their rotation is ours: channel i of a head turns with channel i + size/2. Queries, keys and values of Qwen 2
 have biases, its outputs have none. Qwen 3 normalises every query and key head before it is turned, with the
-epsilon of the other norms.
+epsilon of the other norms. OLMo's norms have no weights.
 """
 
 from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
-from megatron_lite.hf.family import Entry, Family, linear
+from megatron_lite.hf.family import Entry, Family, linear, norm
 from megatron_lite.hf.parts import (
     ATTENTION_BIASES,
     Always,
     AttentionBias,
-    FullAttention,
+    Demanded,
     HeadSize,
     InnerWidth,
     KeyHeads,
-    OneWindow,
     Part,
     Same,
     Vocabulary,
-    WindowedLayers,
 )
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import GATED_ACTIVATION, SHAPE, tied_by_default
 from megatron_lite.hf.transforms import Heads, Stacked
+from megatron_lite.hf.windows import FullAttention, OneWindow, WindowedLayers
 
 GATE, UP, DOWN = (f"{name}_proj" for name in ("gate", "up", "down"))
 
@@ -43,15 +42,16 @@ def rows_around(model: ModelSection, mlps: list[Entry]) -> list[Entry]:
     heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
     three = tuple(f"{attention}.{name}_proj" for name in "qkv")
     rows = linear("embed_in", "model.embed_tokens", bias=False)
-    rows += linear(f"{layer}.input_layernorm", f"{theirs}.input_layernorm", bias=False)
+    rows += norm(model, f"{layer}.input_layernorm", f"{theirs}.input_layernorm")
     rows += linear(f"{layer}.attention.query_key_value", three, heads, model.use_bias_in_qkv)
     if model.use_qk_layernorm:
         for name in ("q_norm", "k_norm"):
             rows += linear(f"{layer}.attention.{name}", f"{attention}.{name}", bias=False)
     rows += linear(f"{layer}.attention.dense", f"{attention}.o_proj", bias=model.use_bias_in_attn_output)
-    rows += linear(f"{layer}.post_attention_layernorm", f"{theirs}.post_attention_layernorm", bias=False)
+    if not (model.gpt_j_residual and model.gpt_j_tied):
+        rows += norm(model, f"{layer}.post_attention_layernorm", f"{theirs}.post_attention_layernorm")
     rows += mlps
-    rows += linear("final_layer_norm", "model.norm", bias=False)
+    rows += norm(model, "final_layer_norm", "model.norm")
     return rows + (linear("embed_out", "lm_head", bias=False) if model.no_weight_tying else [])
 
 
@@ -65,12 +65,12 @@ def gated_mlp(ours: str, theirs: str, names: tuple[str, str, str], bias: bool) -
 BASE: tuple[Part, ...] = (
     *SHAPE,
     Vocabulary(),
-    GATED_ACTIVATION,
-    Always({"norm": "rmsnorm", "gpt_j_residual": False}),
     Same("attention_dropout", "attention_dropout", 0.0),
     tied_by_default(False),
 )
-COMMON = (*BASE, Rotary(), Same("rms_norm_eps", "rms_norm_epsilon", 1e-6), InnerWidth(gated=True))
+RMS = Always({"norm": "rmsnorm", "gpt_j_residual": False})
+GATED_MLP = (InnerWidth(gated=True), GATED_ACTIVATION)
+COMMON = (*BASE, RMS, *GATED_MLP, Rotary(), Same("rms_norm_eps", "rms_norm_epsilon", 1e-6))
 RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 LLAMA = Family(
@@ -125,6 +125,23 @@ QWEN3 = Family(
         WindowedLayers(),
         Always({"use_qk_layernorm": True, "use_bias_in_mlp": False}),
         AttentionBias(False),
+    ),
+    entries,
+    RENAMES,
+)
+
+OLMO = Family(
+    "olmo",
+    "OlmoForCausalLM",
+    (
+        *BASE,
+        *GATED_MLP,
+        Rotary(),
+        KeyHeads(),
+        FullAttention(),
+        Always({"norm": "non_parametric_layernorm", "layernorm_epsilon": 1e-5, "use_bias_in_mlp": False}),
+        AttentionBias(False),
+        Demanded("clip_qkv", None, default=None),
     ),
     entries,
     RENAMES,

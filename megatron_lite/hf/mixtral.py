@@ -13,7 +13,7 @@ from typing import Any
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
 from megatron_lite.hf.fields import Fields
-from megatron_lite.hf.llama import BASE, DOWN, GATE, RENAMES, UP, gated_mlp, rows_around
+from megatron_lite.hf.llama import BASE, DOWN, GATE, RENAMES, RMS, UP, gated_mlp, rows_around
 from megatron_lite.hf.parts import (
     ATTENTION_BIASES,
     Always,
@@ -22,11 +22,12 @@ from megatron_lite.hf.parts import (
     HeadSize,
     InnerWidth,
     KeyHeads,
-    OneWindow,
     Part,
     Same,
 )
 from megatron_lite.hf.rotary import Rotary
+from megatron_lite.hf.shape import GATED_ACTIVATION
+from megatron_lite.hf.windows import OneWindow, SwitchedWindow
 
 
 @dataclass(frozen=True)
@@ -115,23 +116,6 @@ class SomeLayers(Part):
         }
 
 
-@dataclass(frozen=True)
-class SwitchedWindow(OneWindow):
-    """One window, which a field of its own switches on."""
-
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """The window, if it is on."""
-        if fields.get("use_sliding_window", False, bool):
-            return super().read(fields)
-        for name in (self.theirs, "max_window_layers"):
-            fields.get(name, None)  # means nothing
-        return {"sliding_window_width": None}
-
-    def write(self, model: ModelSection) -> dict[str, Any]:
-        """Window and switch."""
-        return {"use_sliding_window": model.attention_windows[0] is not None, **super().write(model)}
-
-
 def mixtral_entries(model: ModelSection) -> list[Entry]:
     """The table of Mixtral."""
     return rows_around(model, mixtures(model, "block_sparse_moe", ("w1", "w3", "w2")))
@@ -161,6 +145,8 @@ MIXTRAL = Family(
     "MixtralForCausalLM",
     (
         *BASE,
+        RMS,
+        GATED_ACTIVATION,
         Rotary(default_base=1e6),
         Same("rms_norm_eps", "rms_norm_epsilon", 1e-5),
         InnerWidth(gated=True),
@@ -184,6 +170,8 @@ QWEN3_MOE = Family(
     "Qwen3MoeForCausalLM",
     (
         *BASE,
+        RMS,
+        GATED_ACTIVATION,
         Rotary(),
         Same("rms_norm_eps", "rms_norm_epsilon", 1e-6),
         InnerWidth(gated=True, theirs="moe_intermediate_size"),

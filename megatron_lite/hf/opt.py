@@ -5,19 +5,17 @@ The first token has the third row of the learned positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_lite.config.sections.model import ModelSection
-from megatron_lite.hf.family import Entry, Family, linear
+from megatron_lite.hf.family import Entry, Family, linear, norm
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.parts import (
-    ATTENTION_BIASES,
+    AllBiases,
     Always,
     Choice,
     Demanded,
-    FullAttention,
     InnerWidth,
     NoKeyHeads,
     Part,
@@ -26,28 +24,7 @@ from megatron_lite.hf.parts import (
 )
 from megatron_lite.hf.shape import gpt2_activation, shape, tied_by_default
 from megatron_lite.hf.transforms import Heads
-
-
-@dataclass(frozen=True)
-class AllBiases(Part):
-    """One field for the biases of attention and MLP."""
-
-    theirs: str
-    keys = (*ATTENTION_BIASES, "use_bias_in_mlp")
-
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """The same for all; they are there unless the field says otherwise."""
-        return dict.fromkeys(self.keys, fields.get(self.theirs, True, bool))
-
-    def write(self, model: ModelSection) -> dict[str, Any]:
-        """What all have."""
-        return {self.theirs: model.use_bias_in_mlp}
-
-    def reasons_against(self, model: ModelSection) -> Iterator[str]:
-        """That they differ."""
-        for key in ATTENTION_BIASES:
-            if getattr(model, key) != model.use_bias_in_mlp:
-                yield f"{key} {getattr(model, key)}"
+from megatron_lite.hf.windows import FullAttention
 
 
 @dataclass(frozen=True)
@@ -82,15 +59,13 @@ def entries(model: ModelSection) -> list[Entry]:
     heads = Heads(model.num_attention_heads, 1, model.head_size)
     rows = linear("embed_in", "model.decoder.embed_tokens", bias=False)
     rows += linear("embed_pos", "model.decoder.embed_positions", bias=False)
-    rows += linear(f"{layer}.input_layernorm", f"{theirs}.self_attn_layer_norm")
+    rows += norm(model, f"{layer}.input_layernorm", f"{theirs}.self_attn_layer_norm")
     rows += linear(f"{layer}.attention.query_key_value", three, heads, bias)
     rows += linear(f"{layer}.attention.dense", f"{attention}.out_proj", bias=bias)
-    rows += linear(f"{layer}.post_attention_layernorm", f"{theirs}.final_layer_norm")
+    rows += norm(model, f"{layer}.post_attention_layernorm", f"{theirs}.final_layer_norm")
     rows += linear(f"{layer}.mlp.dense_h_to_4h", f"{theirs}.fc1", bias=bias)
     rows += linear(f"{layer}.mlp.dense_4h_to_h", f"{theirs}.fc2", bias=bias)
-    rows += linear("final_layer_norm", "model.decoder.final_layer_norm")
-    if model.norm == NORMS[False]:
-        rows = [row for row in rows if "layer_norm" not in row.theirs[0]]
+    rows += norm(model, "final_layer_norm", "model.decoder.final_layer_norm")
     return rows + (linear("embed_out", "lm_head", bias=False) if model.no_weight_tying else [])
 
 

@@ -9,7 +9,6 @@ from megatron_lite.hf.parts import (
     Always,
     Demanded,
     Dropouts,
-    FullAttention,
     InnerWidth,
     KeyHeads,
     Same,
@@ -18,6 +17,7 @@ from megatron_lite.hf.parts import (
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, BIASED_HEAD, SHAPE
 from megatron_lite.hf.transforms import Heads
+from megatron_lite.hf.windows import FullAttention
 
 
 def entries(model: ModelSection) -> list[Entry]:

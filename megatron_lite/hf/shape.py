@@ -11,6 +11,7 @@ def shape(
     heads: str = "num_attention_heads",
     positions: str = "max_position_embeddings",
     deviation: str = "initializer_range",
+    default_deviation: float = 0.02,
 ) -> tuple[Part, ...]:
     """The sizes of a model, by the names that its family has for them."""
     return (
@@ -18,7 +19,7 @@ def shape(
         Same(hidden, "hidden_size"),
         Same(heads, "num_attention_heads"),
         Same(positions, "max_position_embeddings"),
-        Same(deviation, "init_method_std", 0.02),
+        Same(deviation, "init_method_std", default_deviation),
     )
 
 

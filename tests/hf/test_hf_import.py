@@ -125,6 +125,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "phi",
         {"num_key_value_heads": 2, "hidden_act": "gelu", "rope_parameters": {"partial_rotary_factor": 0.75}},
     ),
+    "olmo": ("olmo", {"num_key_value_heads": 2, "attention_bias": True}),
+    "stablelm": ("stablelm", {"num_key_value_heads": 2, "layer_norm_eps": 1e-3, "use_qkv_bias": True}),
+    "stablelm 2": (
+        "stablelm",
+        {"num_key_value_heads": 4, "use_parallel_residual": True, "tie_word_embeddings": True},
+    ),
+    "starcoder 2": ("starcoder2", {"sliding_window": 6, "norm_epsilon": 1e-3}),
+    "starcoder 2 without biases": ("starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2 untied, other width and scale": (
         "gpt2",

@@ -102,6 +102,8 @@ def test_config(folder: Path, fields: dict[str, Any], words: list[str]) -> None:
         ("opt", {"do_layer_norm_before": False}, ["do_layer_norm_before false"]),
         ("opt", {"word_embed_proj_dim": 16}, ["word_embed_proj_dim 16"]),
         ("opt", {"_remove_final_layer_norm": True}, ["_remove_final_layer_norm true"]),
+        ("olmo", {"clip_qkv": 8.0}, ["clip_qkv 8.0"]),
+        ("stablelm", {"qk_layernorm": True}, ["qk_layernorm true"]),
         ("phi", {"qk_layernorm": True}, ["qk_layernorm true"]),
         ("mixtral", {"num_experts_per_tok": 1}, ["num_experts_per_tok 1"]),
         ("mixtral", {"num_local_experts": 1}, ["num_local_experts 1"]),
