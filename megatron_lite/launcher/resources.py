@@ -29,7 +29,7 @@ class Resources:
     Attributes:
         hosts: host → its slots (the indices of its accelerators), one rank each, in the order of the ranks.
         hostfile: the file that named the hosts; None when only this machine takes part.
-        several: whether DeepSpeed's runner is needed to reach them.
+        several: whether other hosts take part, which a launcher must reach.
         chosen: whether the slots were picked by name, so that the ranks must be shown these and no others.
         pods: the Kubernetes job whose pods the hosts are, each with a launcher of its own; None otherwise.
     """

@@ -29,8 +29,13 @@ from megatron_lite.utils.errors import HANG, LOST_RANK, ConfigError
 from megatron_lite.utils.log import LOGGER
 
 PROJECT = Path(__file__).resolve().parents[2]
-OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=30")
-"""No question for a password: nobody may be there, and standard input is taken."""
+OPTIONS = tuple(
+    word
+    for option in ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8")
+    for word in ("-o", option)
+)
+"""No question for a password: nobody may be there, and standard input is taken. A host that is silent for two
+minutes is lost: its network or its power has failed."""
 
 SSH_FAILED = 255
 HOST_PROGRAM = "import sys; from megatron_lite.launcher.host import main; sys.exit(main())"

@@ -8,7 +8,7 @@ from megatron_lite.config.fields import Bool, Int, Port, Positive, Section, Text
 
 
 class LauncherSection(Section):
-    """DeepSpeed's runner."""
+    """Where the ranks run, and what starts them."""
 
     hostfile: Text | None = None
     """File of `host slots=N` lines."""
@@ -25,13 +25,13 @@ class LauncherSection(Section):
     master_addr: Text | None = None
     """Address of the first host. None: found out."""
     launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = "pdsh"
-    """What starts the ranks of other hosts."""
+    """What starts the ranks of other hosts; pdsh: ssh."""
     launcher_args: Text | None = None
     """Further arguments of that launcher, in one string."""
     force_multi: Bool = False
     """Use the launcher even for one host."""
     no_ssh_check: Bool = False
-    """Do not try ssh to the hosts first."""
+    """Do not ask the first host for its address by ssh."""
     comment: Text | None = None
     """SLURM's `--comment`."""
     account: Text | None = None
