@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lite.config import Config, config_from_keys
-from megatron_lite.config.reader import to_yaml
-from megatron_lite.foreign.neox_folder import RankTensors, find_step
+from megatron_lite.config import Config
+from megatron_lite.foreign.imported import write_import
 from megatron_lite.foreign.neox_keys import NeoxRun, find_configs
-from megatron_lite.foreign.neox_table import is_idle, table
-from megatron_lite.hf.assemble import MODEL_FILE, left_over, write_checkpoint
-from megatron_lite.hf.whole import check_free, whole_folder
-from megatron_lite.utils.errors import CheckpointError
-from megatron_lite.utils.log import LOGGER
+from megatron_lite.foreign.rank_tensors import RankTensors, find_step
+from megatron_lite.hf.whole import check_free
 
 
 def import_neox(
@@ -49,24 +45,4 @@ def import_neox(
     checkpoint, step = find_step(folder, iteration)
     run = NeoxRun(configs or find_configs(checkpoint))
     tensors = RankTensors(checkpoint)
-    keys = run.keys(tensors) | {
-        "load": str(out.absolute()),
-        "finetune": True,
-        "run_dir": f"runs/{out.absolute().name}-finetuned",
-    }
-    config = config_from_keys(keys)
-    rows = table(config.model, tensors, old_grouping)
-    left = left_over(rows, config, tensors.found, "the configuration")
-    strange = [name for name in left if not is_idle(name, config.model)]
-    if strange:
-        raise CheckpointError(
-            f"{checkpoint} has {len(strange)} tensor(s) without a place in this model, as {strange[0]}"
-        )
-    vocabulary = config.data.vocab_file
-    if vocabulary is not None and not Path(vocabulary).is_file():
-        LOGGER.warning("the tokenizer's file %s is not there: correct %s", vocabulary, MODEL_FILE)
-    with whole_folder(out) as temporary:
-        text = f"# {checkpoint.absolute().name}, imported from GPT-NeoX.\n{to_yaml(keys)}"
-        (temporary / MODEL_FILE).write_text(text, encoding="utf-8")
-        write_checkpoint(temporary, config, rows, tensors.found, tensors.read, step=step)
-    return config
+    return write_import(out, run.keys(tensors), tensors, "GPT-NeoX", step, old_grouping)

@@ -12,7 +12,7 @@ from megatron_lite.config.older_keys import rewrite
 from megatron_lite.config.reader import Entry, read_file
 from megatron_lite.config.schema import SECTION_OF
 from megatron_lite.config.sections.model import GATED
-from megatron_lite.foreign.neox_folder import RankTensors, tensor_name
+from megatron_lite.foreign.rank_tensors import RankTensors, tensor_name
 from megatron_lite.utils.errors import CheckpointError, ConfigError
 from megatron_lite.utils.log import LOGGER
 
@@ -88,18 +88,8 @@ class NeoxRun:
         keys = {key: entry.value for key, entry in carried.items()}
         if "train_batch_size" in keys:
             keys.pop("gradient_accumulation_steps", None)  # it follows, on whatever number of ranks
-        activation = self._activation()
-        width = _inner_width(tensors)
-        rows = [_found(tensors, 0, "word_embeddings.weight", rank)[0] for rank in range(tensors.ranks)]
-        keys |= {
-            "activation": activation,
-            "intermediate_size": 3 * width if activation in GATED else width,
-            "mlp_multiple_of": 1,
-            "vocab_size": sum(rows),
-            "make_vocab_size_divisible_by": 1,
-        }
         keys.pop("expansion_factor", None)
-        keys["use_bias_in_mlp"] = _has_biases(tensors)
+        keys |= keys_of_weights(tensors, self._activation())
         if keys.get("sliding_window_width"):
             keys["sliding_window_width"] += 1
             LOGGER.info("sliding_window_width is one more here, where the token itself is counted")
@@ -130,6 +120,20 @@ class NeoxRun:
                 "GPT-NeoX leaves out the attention where gpt_j_residual meets use_bias_in_mlp: false: these "
                 "weights are of a model without it, which cannot be here"
             )
+
+
+def keys_of_weights(tensors: RankTensors, activation: str) -> dict[str, Any]:
+    """Keys that the weights say, whatever the release took where its keys were silent."""
+    width = _inner_width(tensors)
+    rows = [_found(tensors, 0, "word_embeddings.weight", rank)[0] for rank in range(tensors.ranks)]
+    return {
+        "activation": activation,
+        "intermediate_size": 3 * width if activation in GATED else width,
+        "mlp_multiple_of": 1,
+        "use_bias_in_mlp": _has_biases(tensors),
+        "vocab_size": sum(rows),
+        "make_vocab_size_divisible_by": 1,
+    }
 
 
 def _found(tensors: RankTensors, layer: int, key: str, rank: int = 0) -> tuple[int, ...]:

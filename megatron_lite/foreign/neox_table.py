@@ -11,8 +11,8 @@ the model computes with is the sum of all ranks' biases. Without it, they are ad
 from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
-from megatron_lite.foreign.neox_folder import RankTensors, tensor_name
 from megatron_lite.foreign.neox_keys import DOWN, LAYER, LINEAR, W1, first_matrix
+from megatron_lite.foreign.rank_tensors import RankTensors, tensor_name
 from megatron_lite.foreign.tensor_ranks import Copied, Divided, SlicedHeads, Summed, UpAndGate
 from megatron_lite.hf.family import Entry
 from megatron_lite.hf.transforms import Heads, Joined, Stacked, Transform

@@ -192,12 +192,9 @@ def test_what_is_there_is_not_overwritten(checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
-    """As typed; and the second time it says that the folder is there."""
-    command = [sys.executable, "tools/convert_from_neox.py", str(checkpoint.parent), str(tmp_path / "ours")]
-    first, second = (
-        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120) for _ in range(2)
-    )
-    assert first.returncode == 0, first.stderr
-    assert "model.yml" in first.stdout
-    assert "softmax" in first.stderr  # a retired key of the run's is told
-    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    """As typed."""
+    command = [sys.executable, "tools/convert_from_neox.py", checkpoint.parent, tmp_path / "ours"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "model.yml" in done.stdout
+    assert "softmax" in done.stderr  # a retired key of the run's is told

@@ -10,6 +10,7 @@ without weights, the final norm, the head.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ LAYER_FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 SEQUENTIAL = re.compile(r"sequential\.(\d+)\.(.+)")
 STEP_FOLDER = re.compile(r"global_step(\d+)")
+Place = Callable[[str], tuple[int, str] | None]
 READABLE = frozenset(DTYPES.values())
 
 
@@ -55,8 +57,16 @@ def tensor_name(layer: int, key: str, rank: int) -> str:
     return f"{key} of layer {layer:02d}, tensor rank {rank}"
 
 
+def neox_place(name: str) -> tuple[int, str] | None:
+    """Layer and key of ``sequential.2.attention.dense.weight``."""
+    match = SEQUENTIAL.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
 class RankTensors:
     """The tensors of every tensor rank in ``folder``, memory-mapped.
+
+    ``place`` tells layer and key of a name in a file that has all layers; None: it is no name of a model's.
 
     Attributes:
         folder: where they are.
@@ -68,8 +78,8 @@ class RankTensors:
         CheckpointError: there are no weights, or a file is missing, damaged or of another form.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, place: Place = neox_place) -> None:
+        self.folder, self._place = folder, place
         self._by_layer = any(LAYER_FILE.fullmatch(path.name) for path in folder.iterdir())
         files = _files(folder, LAYER_FILE if self._by_layer else RANK_FILE)
         self.ranks = 1 + max(rank for _, rank in files)
@@ -98,14 +108,14 @@ class RankTensors:
             content = content.get("module") if isinstance(content, dict) else None
         if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
             where = "" if self._by_layer else " under 'module'"
-            raise CheckpointError(f"{file} has no dictionary of tensors{where}, as GPT-NeoX saves them")
+            raise CheckpointError(f"{file} has no dictionary of tensors{where}: it is no file of weights")
         if self._by_layer:
             return {(number, key): tensor for key, tensor in content.items()}
-        places = {key: SEQUENTIAL.fullmatch(key) for key in content}
-        strange = [key for key, match in places.items() if match is None]
-        if strange:
-            raise CheckpointError(f"{file} has {strange[0]}, and names there begin with sequential.N")
-        return {(int(match[1]), match[2]): content[key] for key, match in places.items() if match}
+        places = {name: self._place(name) for name in content}
+        for name, place in places.items():
+            if place is None:
+                raise CheckpointError(f"{file} has {name}, which is no name of a model's tensor there")
+        return {place: content[name] for name, place in places.items() if place is not None}
 
     def _check_complete(self, files: dict[tuple[int, int], Path]) -> None:
         """Raise unless every layer has a file of every rank."""
@@ -136,6 +146,6 @@ def _files(folder: Path, pattern: re.Pattern[str]) -> dict[tuple[int, int], Path
             "in GPT-NeoX and save it under stage 1"
         )
     raise CheckpointError(
-        f"{folder} has no weights of GPT-NeoX's: neither layer_*-model_*-model_states.pt nor "
+        f"{folder} has no weights: neither layer_*-model_*-model_states.pt nor "
         "mp_rank_*_model_states.pt is there"
     )
