@@ -17,6 +17,7 @@ from megatron_lite.foreign.tensor_ranks import Copied, Divided, SlicedHeads, Sum
 from megatron_lite.hf.family import Entry
 from megatron_lite.hf.transforms import Heads, Joined, Stacked, Transform
 from megatron_lite.utils.errors import CheckpointError
+from megatron_lite.utils.log import LOGGER
 
 NORM_WEIGHTS = {
     "layernorm": "weight",
@@ -82,6 +83,10 @@ def _heads(model: ModelSection, ranks: int, old_grouping: bool) -> Transform:
     share = model.num_kv_heads // ranks
     if queries == 1:
         return Divided(ranks)
+    LOGGER.info(
+        "grouped queries are read in the order that GPT-NeoX had %s November 2024",
+        "until" if old_grouping else "since",
+    )
     if not old_grouping:
         parts = (share * queries * size, share * size, share * size)
         return Divided(ranks, 0, Joined(Heads(share, queries, size), parts))

@@ -123,6 +123,10 @@ def llama_layers(
             if old_mlp
             else {"mlp.linear1.weight": torch.cat([up, gate]), "mlp.linear2.weight": down}
         )
+        if config.mlp_bias:
+            biases = [share(state[f"{old}mlp.{name}_proj.bias"], rank, ranks) for name in ("up", "gate")]
+            mlp["mlp.linear1.bias"] = torch.cat(biases)
+            mlp["mlp.linear2.bias"] = state[f"{old}mlp.down_proj.bias"]
         layers[2 + number] = {
             "input_layernorm.scale": state[f"{old}input_layernorm.weight"],
             "post_attention_layernorm.scale": state[f"{old}post_attention_layernorm.weight"],

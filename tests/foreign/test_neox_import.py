@@ -80,6 +80,15 @@ def test_llama(tmp_path: Path, ranks: int, old_mlp: bool, old_heads: bool) -> No
     check_same(theirs, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gated_mlp_with_biases_and_old_names(tmp_path: Path, ranks: int) -> None:
+    theirs = tiny("llama", num_key_value_heads=4, hidden_act="gelu", mlp_bias=True)
+    layers = [renamed(llama_layers(theirs, rank, ranks, old_heads=True)) for rank in range(ranks)]
+    write_neox(tmp_path / "theirs", layers, LLAMA_KEYS | {"activation": "geglu", "num-kv-heads": 4})
+    import_neox(tmp_path / "theirs", tmp_path / "ours")
+    check_same(theirs, tmp_path / "ours")
+
+
 def test_one_norm(tmp_path: Path) -> None:
     """With gpt_j_tied the block has one norm, and GPT-NeoX's files have another one that nobody uses."""
     theirs = tiny("gpt_neox", rotary_pct=0.25)
@@ -102,6 +111,17 @@ def test_learned_positions(tmp_path: Path) -> None:
     verify(tmp_path / "ours")
     weights = dict(read_weights(find_checkpoint(tmp_path / "ours")))
     torch.testing.assert_close(weights["embed_pos.weight"], positions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "none"])
+def test_positions_without_weights(tmp_path: Path, positions: str) -> None:
+    layers = neox_layers(tiny("gpt_neox"), 0, 1)
+    if positions == "sinusoidal":
+        layers[0]["position_embeddings.inv_freq"] = torch.rand(16)  # a buffer
+    write_neox(tmp_path / "theirs", [layers], NEOX_KEYS | {"pos-emb": positions})
+    config = import_neox(tmp_path / "theirs", tmp_path / "ours")
+    assert config.model.pos_emb == positions
+    verify(tmp_path / "ours")
 
 
 @pytest.mark.parametrize(("norm", "suffix"), [("scalenorm", "g"), ("non_parametric_layernorm", None)])
