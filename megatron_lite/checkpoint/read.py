@@ -10,7 +10,7 @@ import torch
 
 from megatron_lite.checkpoint.files import ElementReader, check_file
 from megatron_lite.checkpoint.folder import find_checkpoint
-from megatron_lite.checkpoint.index import WEIGHT, read_index
+from megatron_lite.checkpoint.index import WEIGHT, Index, read_index
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -29,11 +29,19 @@ def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """
     checkpoint = find_checkpoint(path)
     reader = ElementReader.of(checkpoint)
-    index = reader.index
-    used = {piece.file for p in index.parameters.values() for piece in p.tensors[WEIGHT].pieces}
-    for number in sorted(used):
-        check_file(checkpoint, index.files[number])
-    for name, parameter in index.parameters.items():
+    check_weights(checkpoint, reader.index)
+    for name, parameter in reader.index.parameters.items():
         weight = torch.empty(parameter.shape, dtype=torch.float32)
         reader.read_into(weight.view(-1), name, WEIGHT, 0)
         yield name, weight
+
+
+def check_weights(checkpoint: Path, index: Index, rank: int = 0, ranks: int = 1) -> None:
+    """Verify the checksums of the files that hold weights: each is one of ``ranks``' to look at.
+
+    Raises:
+        CheckpointError: one of this rank's is missing or corrupt.
+    """
+    used = {piece.file for p in index.parameters.values() for piece in p.tensors[WEIGHT].pieces}
+    for number in sorted(used)[rank::ranks]:
+        check_file(checkpoint, index.files[number])

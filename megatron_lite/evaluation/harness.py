@@ -15,9 +15,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_lite.evaluation.scoring import Row, Score, batches_of
-from megatron_lite.evaluation.team import Team
 from megatron_lite.evaluation.writing import Manner, Opening, kept_tokens
 from megatron_lite.generation import Sampling, TextModel
+from megatron_lite.parallel.team import Team
 from megatron_lite.utils.log import LOGGER
 
 DEFAULT_NEW_TOKENS = 256

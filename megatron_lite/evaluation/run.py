@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_lite.checkpoint import find_checkpoint
-from megatron_lite.config.sections.parallel import ParallelSection
 from megatron_lite.evaluation.scoring import score
 from megatron_lite.evaluation.tasks import Choice, run_tasks
-from megatron_lite.evaluation.team import Job, Team
 from megatron_lite.evaluation.text import TextFigures, read_windows, text_figures
 from megatron_lite.evaluation.writing import Manner, Opening, write
-from megatron_lite.generation import TextModel, load_model
-from megatron_lite.parallel.context import ParallelContext, arrange
-from megatron_lite.parallel.tensor import TensorParallel
+from megatron_lite.generation import TextModel
+from megatron_lite.generation.load import load_shared
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.team import Job, Team, arrange_replicas
 from megatron_lite.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,16 +79,9 @@ def open_replicas(
         CheckpointError: it is missing or damaged.
         ConfigError: the ranks do not fit the model, or it does not predict what follows.
     """
-    if context.world_size % tensor_ranks:
-        raise ConfigError(
-            f"{context.world_size} ranks do not divide into models on {tensor_ranks} ranks each: choose "
-            "another number of ranks or model_parallel_size"
-        )
-    context = arrange(
-        context, ParallelSection(world_size=context.world_size, model_parallel_size=tensor_ranks)
-    )
+    context = arrange_replicas(context, tensor_ranks)
     path = find_checkpoint(checkpoint, step)
-    model = load_model(path, context.device, dtype, tensor=TensorParallel(context.tensor))
+    model = load_shared(context, path, dtype)
     if not model.config.model.causal:
         raise ConfigError(
             f"{path} was trained to find hidden tokens (mlm_training), from both sides: it gives no "

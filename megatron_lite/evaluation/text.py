@@ -13,9 +13,9 @@ import torch
 from megatron_lite.data.batches import micro_batch
 from megatron_lite.data.preprocessing.records import read_texts
 from megatron_lite.evaluation.scoring import predictions, read
-from megatron_lite.evaluation.team import Team
 from megatron_lite.generation import TextModel
 from megatron_lite.model.places import places_of
+from megatron_lite.parallel.team import Team
 from megatron_lite.utils.errors import DataError
 
 

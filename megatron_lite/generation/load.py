@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from megatron_lite.checkpoint import find_checkpoint, read_config, read_weights
+from megatron_lite.checkpoint import find_checkpoint
+from megatron_lite.checkpoint.files import ElementReader
+from megatron_lite.checkpoint.index import WEIGHT
+from megatron_lite.checkpoint.layouts.layout import region_of
+from megatron_lite.checkpoint.load import check_model
+from megatron_lite.checkpoint.read import check_weights
+from megatron_lite.checkpoint.together import together
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.model import GPT, build_gpt
-from megatron_lite.parallel.parameter import DTYPES, ParameterFactory, ParameterSpec, Shard, spec_of
-from megatron_lite.parallel.tensor import ONE_RANK, TensorParallel
-from megatron_lite.utils.errors import CheckpointError, ConfigError
+from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.parallel.parameter import DTYPES, ParameterFactory, ParameterSpec, spec_of
+from megatron_lite.parallel.tensor import TensorParallel
+from megatron_lite.utils.errors import ConfigError
 
 META = torch.device("meta")
-
-Weights = dict[tuple[str, Shard | None], nn.Parameter]
-"""By global name, and the part of it that it is."""
 
 
 @dataclass(frozen=True)
@@ -37,36 +42,50 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | None = None,
     step: int | None = None,
-    tensor: TensorParallel = ONE_RANK,
 ) -> TextModel:
     """The model of ``checkpoint`` (or the one of ``step``, else the latest, in a folder of checkpoints).
 
-    Weights go to ``device`` one at a time, in ``dtype``: nothing is drawn and nothing is held twice. None is
-    the dtype of the run, on a CPU fp32. Ranks that share the model (``tensor``) read their parts of it.
+    Weights go to ``device`` piece by piece, in ``dtype``: nothing is drawn and nothing is held twice. None
+    is the dtype of the run, on a CPU fp32.
 
     Raises:
         CheckpointError: it is missing or incomplete.
+        DataError: its tokenizer's files are missing.
+    """
+    return load_shared(ParallelContext(0, 1, 0, device), checkpoint, dtype, step)
+
+
+def load_shared(
+    context: ParallelContext,
+    checkpoint: Path,
+    dtype: torch.dtype | None = None,
+    step: int | None = None,
+) -> TextModel:
+    """:func:`load_model` on several ranks, of which those of a tensor axis share the model; each calls this.
+
+    A rank reads its part of every weight. The checksums of the files are verified first, the ranks sharing
+    the work.
+
+    Raises:
+        CheckpointError: on every rank alike: it is missing, incomplete or corrupt.
         ConfigError: it cannot be divided over so many ranks.
         DataError: its tokenizer's files are missing.
     """
     path = find_checkpoint(checkpoint, step)
+    reader = ElementReader.of(path)
     # The training's kernels may not exist on this device, and compiling does not pay for a few tokens.
-    config = config_from_keys(read_config(path) | {"attention_backend": "auto", "torch_compile": False})
-    check_divides(config.model, tensor.size)
+    config = config_from_keys(reader.index.config | {"attention_backend": "auto", "torch_compile": False})
+    check_divides(config.model, context.tensor.size)
     if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision.precision]
+        dtype = torch.float32 if context.device.type == "cpu" else DTYPES[config.precision.precision]
     tokenizer = load_tokenizer(config.data)
+    tensor = TensorParallel(context.tensor)
     gpt = build_gpt(config, ParameterFactory(config.training.seed, dtype, META, tensor=tensor))
-    parts: dict[str, list[Shard | None]] = {}
-    for parameter in gpt.parameters():
-        for member in spec_of(parameter).members:
-            parts.setdefault(member.name, []).append(member.shard)
-    weights: Weights = {}
-    for name, whole in read_weights(path):
-        for shard in parts.get(name, [None]):
-            part = whole if shard is None else shard.take(whole)
-            weights[name, shard] = nn.Parameter(part.to(device, dtype), requires_grad=False)
-    put_weights(gpt, weights)
+    shapes = {spec.name: spec.shape for p in gpt.parameters() for spec in spec_of(p).members}
+    check_model(shapes, reader.index, path)
+    check_own_files = partial(check_weights, path, reader.index, context.rank, context.world_size)
+    together(context, check_own_files, doing="loading")
+    read_parameters(gpt, reader, context.device, dtype)
     return TextModel(config, gpt.eval(), tokenizer)
 
 
@@ -86,28 +105,18 @@ def check_divides(model: ModelSection, ranks: int) -> None:
         )
 
 
-def put_weights(gpt: GPT, weights: Weights) -> None:
-    """Put ``weights`` in the place of the parameters of ``gpt``; tied ones stay one object.
+def read_parameters(gpt: GPT, reader: ElementReader, device: torch.device, dtype: torch.dtype) -> None:
+    """Put what this rank has of the checkpoint's weights in the place of the parameters of ``gpt``.
 
-    Raises:
-        CheckpointError: a weight is missing, left over, or of another shape.
+    Tied parameters stay one object.
     """
-    unused = set(weights)
+    found: dict[ParameterSpec, nn.Parameter] = {}
     for module in gpt.modules():
         for key, parameter in module.named_parameters(recurse=False):
             spec = spec_of(parameter)
-            found: list[torch.Tensor] = [_weight(weights, member) for member in spec.members]
-            whole = nn.Parameter(torch.stack(found), requires_grad=False) if spec.stack else found[0]
-            setattr(module, key, whole)
-            unused.difference_update((member.name, member.shard) for member in spec.members)
-    if unused:
-        names = ", ".join(sorted({name for name, _ in unused}))
-        raise CheckpointError(f"the model has no place for the checkpoint's {names}")
-
-
-def _weight(weights: Weights, spec: ParameterSpec) -> nn.Parameter:
-    weight = weights.get((spec.name, spec.shard))
-    if weight is None or weight.shape != spec.local_shape:
-        found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
-        raise CheckpointError(f"{spec.name} {found} in the checkpoint; the model's has {spec.local_shape}")
-    return weight
+            if spec not in found:
+                value = torch.empty(spec.local_shape, dtype=dtype, device=device)
+                for member, part in zip(spec.members, [value] if spec.stack is None else value, strict=True):
+                    reader.read_into(part.view(-1), member.name, WEIGHT, 0, region_of(member))
+                found[spec] = nn.Parameter(value, requires_grad=False)
+            setattr(module, key, found[spec])

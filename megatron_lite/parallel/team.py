@@ -10,7 +10,9 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
-from megatron_lite.parallel.context import ParallelContext
+from megatron_lite.config.sections.parallel import ParallelSection
+from megatron_lite.parallel.context import ParallelContext, arrange
+from megatron_lite.utils.errors import ConfigError
 
 Job = Callable[[Any], Any]
 """One piece of work → its result. The tensor ranks of a replica do it together and get the same result."""
@@ -22,6 +24,23 @@ class Asked:
 
     job: str
     pieces: Sequence[Any]
+
+
+def arrange_replicas(context: ParallelContext, tensor_ranks: int) -> ParallelContext:
+    """``context`` where ``tensor_ranks`` neighbours share a model, and the others are replicas.
+
+    Every rank calls this, within the run's process group.
+
+    Raises:
+        ConfigError: the ranks do not divide into such models.
+    """
+    if context.world_size % tensor_ranks:
+        raise ConfigError(
+            f"{context.world_size} ranks do not divide into models on {tensor_ranks} ranks each: choose "
+            "another number of ranks or model_parallel_size"
+        )
+    section = ParallelSection(world_size=context.world_size, model_parallel_size=tensor_ranks)
+    return arrange(context, section)
 
 
 class Team:
@@ -38,10 +57,20 @@ class Team:
     def __init__(self, context: ParallelContext, jobs: Mapping[str, Job]) -> None:
         self._context = context
         self._jobs = jobs
+        self._working = False
+
+    @property
+    def replicas(self) -> int:
+        """How many pieces of work are done at the same time."""
+        return self._context.data.size
 
     @contextmanager
     def led(self) -> Iterator[bool]:
-        """Within: rank 0 (True) may ask, and the others (False) have done all that was asked."""
+        """Within: rank 0 (True) may ask, and the others (False) have done all that was asked.
+
+        When rank 0 leaves by an error, the others end, too. Where it came in the middle of a job, which is
+        all that they listen to then, they learn of it by the end of rank 0's process.
+        """
         if not self._context.is_first:
             self._serve()
             yield False
@@ -49,14 +78,18 @@ class Team:
         try:
             yield True
         finally:
-            self._context.broadcast_object(None)
+            if not self._working:
+                self._context.broadcast_object(None)
 
     def do(self, name: str, pieces: Sequence[Any]) -> list[Any]:
         """The results of job ``name`` for ``pieces``, in their order; rank 0 asks."""
         assert self._context.is_first
         asked = Asked(name, pieces)
+        self._working = True
         self._context.broadcast_object(asked)
-        return self._together(asked)
+        results = self._together(asked)
+        self._working = False
+        return results
 
     def _serve(self) -> None:
         while (asked := self._context.broadcast_object(None)) is not None:
@@ -66,7 +99,8 @@ class Team:
     def _together(self, asked: Asked) -> list[Any]:
         data, job = self._context.data, self._jobs[asked.job]
         share = asked.pieces[data.rank :: data.size]
-        quiet = None if self._context.is_first else True  # None: quiet unless on a terminal
+        # None: quiet unless on a terminal. One piece has no progress to show.
+        quiet = None if self._context.is_first and len(share) > 1 else True
         own = [job(piece) for piece in tqdm(share, desc=asked.job, disable=quiet, leave=False)]
         if self._context.world_size == 1:
             return own
