@@ -12,6 +12,7 @@ from megatron_lite.hf.llama import LLAMA, MISTRAL, OLMO, QWEN2, QWEN3
 from megatron_lite.hf.mixtral import MIXTRAL, QWEN3_MOE
 from megatron_lite.hf.opt import OPT
 from megatron_lite.hf.phi import PHI
+from megatron_lite.hf.phi3 import PHI3
 from megatron_lite.hf.stablelm import STABLELM
 from megatron_lite.hf.starcoder2 import STARCODER2
 from megatron_lite.utils.errors import ConfigError
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
         OPT,
         GPTJ,
         PHI,
+        PHI3,
         OLMO,
         STABLELM,
         STARCODER2,

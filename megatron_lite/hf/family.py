@@ -94,7 +94,9 @@ class Family:
     def config(self, config: Config) -> dict[str, Any]:
         """config.json of ``config``, without dtype and special tokens."""
         fields = {name: value for part in self.parts for name, value in part.write(config.model).items()}
-        return {"architectures": [self.architecture], "model_type": self.name, **fields, "use_cache": True}
+        # Without the last field some families take a token for padding that a smaller vocabulary has not.
+        head = {"architectures": [self.architecture], "model_type": self.name}
+        return {**head, **fields, "use_cache": True, "pad_token_id": None}
 
     def reasons_against(self, config: Config) -> Iterator[str]:
         """What of ``config`` it cannot have; nothing when it can express it."""

@@ -35,15 +35,18 @@ def entries(model: ModelSection) -> list[Entry]:
     return rows_around(model, gated_mlp(ours, theirs, (GATE, UP, DOWN), model.use_bias_in_mlp))
 
 
-def rows_around(model: ModelSection, mlps: list[Entry]) -> list[Entry]:
-    """The table, given the rows of the MLPs or of what stands in their place."""
+def rows_around(
+    model: ModelSection, mlps: list[Entry], projections: list[Entry] | None = None
+) -> list[Entry]:
+    """The table, given the rows of the MLPs or of what stands in their place.
+
+    ``projections`` are those of queries, keys and values; None: three matrices of theirs.
+    """
     layer, theirs = "layers.{i}", "model.layers.{i}"
     attention = f"{theirs}.self_attn"
-    heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
-    three = tuple(f"{attention}.{name}_proj" for name in "qkv")
     rows = linear("embed_in", "model.embed_tokens", bias=False)
     rows += norm(model, f"{layer}.input_layernorm", f"{theirs}.input_layernorm")
-    rows += linear(f"{layer}.attention.query_key_value", three, heads, model.use_bias_in_qkv)
+    rows += three_matrices(model) if projections is None else projections
     if model.use_qk_layernorm:
         for name in ("q_norm", "k_norm"):
             rows += linear(f"{layer}.attention.{name}", f"{attention}.{name}", bias=False)
@@ -53,6 +56,17 @@ def rows_around(model: ModelSection, mlps: list[Entry]) -> list[Entry]:
     rows += mlps
     rows += norm(model, "final_layer_norm", "model.norm")
     return rows + (linear("embed_out", "lm_head", bias=False) if model.no_weight_tying else [])
+
+
+def three_matrices(model: ModelSection) -> list[Entry]:
+    """The rows of the projections to queries, keys and values."""
+    three = tuple(f"model.layers.{{i}}.self_attn.{name}_proj" for name in "qkv")
+    return linear("layers.{i}.attention.query_key_value", three, heads_of(model), model.use_bias_in_qkv)
+
+
+def heads_of(model: ModelSection) -> Heads:
+    """Ours to queries, keys and values."""
+    return Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
 
 
 def gated_mlp(ours: str, theirs: str, names: tuple[str, str, str], bias: bool) -> list[Entry]:

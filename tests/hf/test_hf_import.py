@@ -125,6 +125,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "phi",
         {"num_key_value_heads": 2, "hidden_act": "gelu", "rope_parameters": {"partial_rotary_factor": 0.75}},
     ),
+    "phi-3": ("phi3", EPSILON | {"sliding_window": 9}),
+    "phi-3.5": (
+        "phi3",
+        {
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.2],
+                "long_factor": [1.5, 2.0, 3.0],
+            },
+        },
+    ),
     "olmo": ("olmo", {"num_key_value_heads": 2, "attention_bias": True}),
     "stablelm": ("stablelm", {"num_key_value_heads": 2, "layer_norm_eps": 1e-3, "use_qkv_bias": True}),
     "stablelm 2": (

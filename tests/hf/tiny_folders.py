@@ -29,6 +29,7 @@ OTHER_SHAPE: dict[str, dict[str, Any]] = {
     "gptj": {"intermediate_size": None, "rotary_dim": 4},
     "opt": {"intermediate_size": None, "ffn_dim": 56, "word_embed_proj_dim": 32},
     "mixtral": {"num_key_value_heads": 2},
+    "phi3": {"pad_token_id": None},
     "stablelm": {"num_key_value_heads": 4, "rope_parameters": {"partial_rotary_factor": 0.25}},
     "qwen3_moe": {
         "num_key_value_heads": 2,
