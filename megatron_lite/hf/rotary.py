@@ -50,9 +50,7 @@ class Rotary(Part):
         base = base or beside or self.default_base
         fraction = self._fraction(fields, given.pop("partial_rotary_factor", None), name)
         scaling = self._scaling(fields, given, name)
-        if base != int(base):
-            raise fields.refusal(self.base, base, "and rotary_emb_base here is a whole number")
-        return {"pos_emb": "rotary", "rotary_emb_base": int(base), "rotary_pct": float(fraction)} | scaling
+        return {"pos_emb": "rotary", "rotary_emb_base": _short(base), "rotary_pct": float(fraction)} | scaling
 
     def _scaling(self, fields: Fields, given: dict[str, Any], name: str) -> dict[str, Any]:
         """``rope_scaling``, of what is left in the dictionary ``name``."""
@@ -84,7 +82,7 @@ class Rotary(Part):
         """In both spellings: the dictionary, and the flat fields of older releases and other readers."""
         scaling = _plainly(model.rope_scaling)
         parameters = {**scaling, "rope_theta": float(model.rotary_emb_base)}
-        flat: dict[str, Any] = {self.base: model.rotary_emb_base}
+        flat: dict[str, Any] = {self.base: _short(model.rotary_emb_base)}
         if self.fraction is not None:
             parameters["partial_rotary_factor"] = flat[self.fraction] = model.rotary_pct
         if scaling["rope_type"] != "default":
@@ -102,3 +100,8 @@ class Rotary(Part):
 def _plainly(scaling: RopeScaling) -> dict[str, Any]:
     """What was given of it, JSON-able."""
     return scaling.model_dump(mode="json", exclude_none=True)
+
+
+def _short(number: float) -> float:
+    """A whole number as an int, which GPT-NeoX's configuration has and other readers expect."""
+    return int(number) if number == int(number) else number

@@ -58,6 +58,13 @@ def test_logits_equal(tmp_path: Path, keys: dict[str, Any], parallel: bool, unti
         torch.testing.assert_close(theirs.eval()(tokens).logits, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("base", "written"), [(500, "500"), (5e5, "500000"), (99.5, "99.5")])
+def test_a_whole_base_is_written_as_one(tmp_path: Path, base: float, written: str) -> None:
+    """GPT-NeoX's rotary_emb_base was an integer, and readers of other languages may demand one."""
+    export(tmp_path / "out", tiny_config(**NEOX | {"rotary_emb_base": base}))
+    assert f'"rotary_emb_base": {written},' in (tmp_path / "out" / "config.json").read_text()
+
+
 def test_tokenizer_and_special_tokens(tmp_path: Path) -> None:
     tokenizer = export(tmp_path / "out", tiny_config(**NEOX))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -147,6 +147,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_key_value_heads": 4, "use_parallel_residual": True, "tie_word_embeddings": True},
     ),
     "starcoder 2": ("starcoder2", {"sliding_window": 6, "norm_epsilon": 1e-3}),
+    "starcoder 2, broken base": ("starcoder2", {"rope_parameters": {"rope_theta": 99.4420358813}}),
     "starcoder 2 without biases": ("starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2 untied, other width and scale": (

@@ -68,7 +68,6 @@ def refused(folder: Path, *words: str) -> None:
             ["rope_parameters", "mrope_section"],
         ),
         ({"rope_theta": 500.0}, ["rope_theta 500.0", "rope_parameters says 10000.0"]),
-        ({"rope_parameters": None, "rope_theta": 500.5}, ["rope_theta 500.5", "whole number"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor 0.5"]),
         ({"logit_scale": 0.5}, ["logit_scale 0.5", "--ignore logit_scale"]),
         ({"auto_map": {"AutoModel": "modeling.Other"}}, ["auto_map"]),

@@ -82,7 +82,7 @@ class ModelSection(Section):
     """Row of the learned positions that the first token has; there are as many rows more (OPT: 2)."""
     rotary_pct: Fraction = 1.0
     """Part of each head's dimensions that rotates."""
-    rotary_emb_base: Positive = 10000
+    rotary_emb_base: PositiveFloat = 10000
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling = RopeScaling()
     """Other rotary frequencies, for longer sequences than the model was first trained with, in Hugging Face's
