@@ -14,6 +14,9 @@ from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.parts import Part
 
 ORIGINAL = "original_max_position_embeddings"
+BASE, FRACTION = "rope_theta", "partial_rotary_factor"
+"""The names in the dictionary."""
+
 WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 """Types that know the longest sequence of the first training. It may stand beside the dictionary, and counts
 first there; said nowhere, it is ``max_position_embeddings``."""
@@ -24,13 +27,14 @@ class Rotary(Part):
     """The base of the frequencies, how much of a head turns, how frequencies are scaled for long sequences.
 
     Attributes:
-        base: the field of older releases for the base.
-        fraction: likewise for the part of a head that turns; None: all of it, always.
+        base: the field of older releases for the base; ``rope_theta`` may repeat it.
+        fraction: likewise for the part of a head that turns, and ``partial_rotary_factor``; None: all of it,
+            always.
         default_fraction: what it is when no field says it.
         default_base: likewise the base.
     """
 
-    base: str = "rope_theta"
+    base: str = BASE
     fraction: str | None = None
     default_fraction: float = 1.0
     default_base: float = 10000.0
@@ -43,12 +47,8 @@ class Rotary(Part):
         found = {name: fields.get(name, None, kinds) for name in ("rope_scaling", "rope_parameters")}
         name = "rope_scaling" if found["rope_scaling"] else "rope_parameters"
         given = dict(found[name] or {})
-        base = given.pop("rope_theta", None)
-        beside = fields.get(self.base, None, (int, float, type(None)))
-        if None not in (base, beside) and base != beside:
-            raise fields.refusal(self.base, beside, f"and {name} says {base}: correct one of them")
-        base = base or beside or self.default_base
-        fraction = self._fraction(fields, given.pop("partial_rotary_factor", None), name)
+        base = _agreed(fields, (self.base, BASE), (name, given.pop(BASE, None)), self.default_base)
+        fraction = self._fraction(fields, (name, given.pop(FRACTION, None)))
         scaling = self._scaling(fields, given, name)
         return {"pos_emb": "rotary", "rotary_emb_base": _short(base), "rotary_pct": float(fraction)} | scaling
 
@@ -67,24 +67,21 @@ class Rotary(Part):
             raise fields.refusal(name, given, f"and {place} cannot be read here: {why['msg']}") from None
         return {} if scaling == RopeScaling() else {"rope_scaling": _plainly(scaling)}
 
-    def _fraction(self, fields: Fields, inside: float | None, name: str) -> float:
-        """How much of a head turns; ``inside`` is what the dictionary ``name`` says."""
-        field_name = self.fraction or "partial_rotary_factor"
-        beside = fields.get(field_name, None, (int, float, type(None)))
-        if None not in (inside, beside) and inside != beside:
-            raise fields.refusal(field_name, beside, f"and {name} says {inside}: correct one of them")
-        fraction = inside or beside or self.default_fraction
+    def _fraction(self, fields: Fields, inside: tuple[str, float | None]) -> float:
+        """How much of a head turns; ``inside``: the dictionary's name, and what it says."""
+        name = self.fraction or FRACTION
+        fraction = _agreed(fields, (name, FRACTION), inside, self.default_fraction)
         if self.fraction is None and fraction != 1:
-            raise fields.refusal(field_name, fraction, "and heads of this family turn as a whole")
+            raise fields.refusal(name, fraction, "and heads of this family turn as a whole")
         return fraction
 
     def write(self, model: ModelSection) -> dict[str, Any]:
         """In both spellings: the dictionary, and the flat fields of older releases and other readers."""
         scaling = _plainly(model.rope_scaling)
-        parameters = {**scaling, "rope_theta": float(model.rotary_emb_base)}
+        parameters = {**scaling, BASE: float(model.rotary_emb_base)}
         flat: dict[str, Any] = {self.base: _short(model.rotary_emb_base)}
         if self.fraction is not None:
-            parameters["partial_rotary_factor"] = flat[self.fraction] = model.rotary_pct
+            parameters[FRACTION] = flat[self.fraction] = model.rotary_pct
         if scaling["rope_type"] != "default":
             flat["rope_scaling"] = scaling
         return {"rope_parameters": parameters, **flat}
@@ -95,6 +92,28 @@ class Rotary(Part):
             yield f"pos_emb {model.pos_emb}"
         elif self.fraction is None and model.rotary_pct != 1:
             yield f"rotary_pct {model.rotary_pct}"
+
+
+def _agreed(
+    fields: Fields, names: tuple[str, str], inside: tuple[str, float | None], default: float
+) -> float:
+    """A number that the dictionary or the first field of ``names`` says, above 0; no field says another.
+
+    Args:
+        fields: the file.
+        names: what it is called beside the dictionary, and by releases that wrote it twice.
+        inside: the dictionary's name, and what it says.
+        default: the number when nothing says it.
+    """
+    beside = {name: fields.get(name, None, (int, float, type(None))) for name in names}
+    place, number = inside if inside[1] is not None else (names[0], beside[names[0]])
+    number = default if number is None else number
+    for name, other in beside.items():
+        if other not in (None, number):
+            raise fields.refusal(name, other, f"and {place} says {number}: correct one of them")
+    if not isinstance(number, (int, float)) or number <= 0:
+        raise fields.refusal(place, number, f"and {names[1]} must be a number above 0")
+    return number
 
 
 def _plainly(scaling: RopeScaling) -> dict[str, Any]:

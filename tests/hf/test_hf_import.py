@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folders import edit_config, make_folder
+from tiny_folders import ABSENT, edit_config, make_folder
 from transformers import AutoModelForCausalLM
 
 from megatron_lite.checkpoint import read_weights, verify
@@ -211,6 +211,14 @@ def test_all_experts_in_one_tensor(tmp_path: Path, family: str) -> None:
 
 SUMMARY = {"summary_type": "cls_index", "summary_use_proj": True, "summary_first_dropout": 0.1}
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt_neox": {
+        "rope_parameters": ABSENT,
+        "rope_scaling": None,
+        "rotary_emb_base": 10000,
+        "rope_theta": 10000,
+        "rotary_pct": 0.25,
+        "partial_rotary_factor": 0.25,
+    },
     "gpt2": SUMMARY | {"n_ctx": 64, "n_special": 0, "predict_special_tokens": True},
     "gpt_neo": SUMMARY | {"attention_layers": ["global", "local"], "gradient_checkpointing": True},
     "gptj": SUMMARY | {"rotary": True, "scale_attn_weights": True, "n_inner": None},
