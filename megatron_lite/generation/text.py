@@ -29,6 +29,24 @@ class Sample:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Row:
+    """One sample to write: its number among all, which seeds its draws, its prompt, and the prompt's ids."""
+
+    number: int
+    prompt: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are written side by side."""
+
+    rows: tuple[Row, ...]
+    sampling: Sampling
+    max_new_tokens: int
+
+
 def generate(
     model: TextModel,
     prompts: Sequence[str],
@@ -42,18 +60,39 @@ def generate(
     An empty prompt begins a document. A prompt longer than the model's context keeps its last tokens, which
     is logged. The samples depend on the seed and on their number, not on ``batch_size``.
     """
-    encoded = [encode_prompt(model, prompt) for prompt in prompts]
-    rows = [(number, number // num_samples) for number in range(len(prompts) * num_samples)]
-    for first in range(0, len(rows), batch_size):
-        batch = rows[first : first + batch_size]
-        sampler = Sampler(sampling, [number for number, _ in batch])
-        written: list[list[int]] = [[] for _ in batch]
-        for step in _steps(model, [encoded[prompt] for _, prompt in batch], sampler, max_new_tokens):
-            for tokens, token in zip(written, step, strict=True):
-                if token is not None:
-                    tokens.append(token)
-        for (_, prompt), tokens in zip(batch, written, strict=True):
-            yield _sample(model, prompts[prompt], encoded[prompt], tokens)
+    for batch in batches_of(model, prompts, sampling, max_new_tokens, num_samples, batch_size):
+        yield from write_batch(model, batch)
+
+
+def batches_of(
+    model: TextModel,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    max_new_tokens: int,
+    num_samples: int,
+    batch_size: int,
+) -> list[Batch]:
+    """What :func:`generate` writes, batch by batch."""
+    encoded = [tuple(encode_prompt(model, prompt)) for prompt in prompts]
+    rows = [
+        Row(number, prompts[number // num_samples], encoded[number // num_samples])
+        for number in range(len(prompts) * num_samples)
+    ]
+    return [
+        Batch(tuple(rows[first : first + batch_size]), sampling, max_new_tokens)
+        for first in range(0, len(rows), batch_size)
+    ]
+
+
+def write_batch(model: TextModel, batch: Batch) -> list[Sample]:
+    """The samples of ``batch``."""
+    sampler = Sampler(batch.sampling, [row.number for row in batch.rows])
+    written: list[list[int]] = [[] for _ in batch.rows]
+    for step in _steps(model, [row.ids for row in batch.rows], sampler, batch.max_new_tokens):
+        for tokens, token in zip(written, step, strict=True):
+            if token is not None:
+                tokens.append(token)
+    return [_sample(model, row, tokens) for row, tokens in zip(batch.rows, written, strict=True)]
 
 
 def stream(model: TextModel, prompt: str, sampling: Sampling, max_new_tokens: int) -> Iterator[str]:
@@ -90,8 +129,8 @@ def _steps(
     )  # fmt: skip
 
 
-def _sample(model: TextModel, prompt: str, ids: list[int], tokens: list[int]) -> Sample:
+def _sample(model: TextModel, row: Row, tokens: list[int]) -> Sample:
     finished = tokens[-1:] == [model.tokenizer.eod_id]
-    pieces = TextStream(model.tokenizer, ids if prompt else [])
+    pieces = TextStream(model.tokenizer, row.ids if row.prompt else [])
     text = "".join(pieces.add(token) for token in (tokens[:-1] if finished else tokens)) + pieces.finish()
-    return Sample(prompt, text, len(tokens), finished)
+    return Sample(row.prompt, text, len(tokens), finished)

@@ -29,7 +29,7 @@ TRAINING_SCRIPT = "train.py"
 """The script whose needs the planner knows; another script is only given ranks."""
 
 PROJECT = Path(__file__).resolve().parents[2]
-NEOX_SCRIPTS = {"eval.py": "tools/evaluate.py"}
+NEOX_SCRIPTS = {"eval.py": "tools/evaluate.py", "generate.py": "tools/generate.py"}
 """GPT-NeoX's scripts that have another name here."""
 
 KEY_OPTIONS = ("wandb_group", "wandb_team", "iteration", "eval_results_prefix")

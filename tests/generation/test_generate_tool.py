@@ -42,6 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         assert spec is not None
         assert spec.loader is not None
         module = util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"tool_{tool}", module)
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
         return module.main()
