@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lite.utils.errors import ConfigError
+from megatron_lite.utils.log import LOGGER
 
 WITHOUT_EFFECT = frozenset(
     {
         "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
-        "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-        "classifier_dropout", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+        "_num_labels", "architectures", "attn_implementation", "auto_map", "bad_words_ids",
+        "begin_suppress_tokens", "bos_token_id",
+        "classifier_dropout", "custom_pipelines", "diversity_penalty", "do_sample", "dtype", "early_stopping",
         "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
         "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "is_decoder",
         "is_llama_config", "keys_to_ignore_at_inference", "label2id", "length_penalty", "max_length",
         "max_sequence_length", "min_length", "model_type", "n_ctx", "name_or_path", "no_repeat_ngram_size",
         "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
-        "output_hidden_states", "output_router_logits", "output_scores", "pad_token_id",
+        "output_hidden_states", "output_past", "output_router_logits", "output_scores", "pad_token_id",
         "predict_special_tokens", "prefix", "pretraining_tp", "problem_type", "reorder_and_upcast_attn",
         "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "summary_activation",
         "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
@@ -77,8 +79,18 @@ class Fields:
 
     def check_all_read(self, ignored: Collection[str] = ()) -> None:
         """Raise unless every field was read, is switched off (null, false, 0, empty) or has no effect."""
+        if self._content.get("auto_map"):
+            LOGGER.warning(
+                "%s names a program of its own (auto_map), which is not run: the model is read as "
+                "transformers reads it without trust_remote_code, as %s",
+                self.path, self._content.get("model_type"),
+            )  # fmt: skip
         for name, value in self._content.items():
             if value and name not in self._read | WITHOUT_EFFECT and name not in ignored:
+                if name == "quantization_config":
+                    raise self.refusal(
+                        name, value, "so its weights are quantised: use the folder that it was made from"
+                    )
                 raise self.refusal(
                     name,
                     value,

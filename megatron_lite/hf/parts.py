@@ -149,6 +149,19 @@ class Demanded(Part):
 
 
 @dataclass(frozen=True)
+class Unread(Part):
+    """Fields in published files of the family that transformers does not read."""
+
+    theirs: tuple[str, ...]
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Nothing, whatever they say."""
+        for name in self.theirs:
+            fields.get(name, None)
+        return {}
+
+
+@dataclass(frozen=True)
 class AttentionBias(Part):
     """One field for the biases of queries, keys and values, and of the output."""
 

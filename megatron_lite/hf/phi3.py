@@ -9,7 +9,7 @@ from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.llama import BASE, GATED_MLP, RENAMES, RMS, heads_of, rows_around
-from megatron_lite.hf.parts import ATTENTION_BIASES, Always, Dropouts, KeyHeads, Part, Same
+from megatron_lite.hf.parts import ATTENTION_BIASES, Always, Dropouts, KeyHeads, Part, Same, Unread
 from megatron_lite.hf.rotary import ORIGINAL, Rotary
 from megatron_lite.hf.transforms import Joined
 from megatron_lite.hf.windows import OneWindow
@@ -61,6 +61,7 @@ PHI3 = Family(
         OneWindow(default=None),
         Dropouts("resid_pdrop", "embd_pdrop", 0.0),
         Always(dict.fromkeys((*ATTENTION_BIASES, "use_bias_in_mlp"), False)),
+        Unread(("full_attn_mod", "interpolate_factor")),
     ),
     entries,
     RENAMES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
 from megatron_lite.hf.llama import RENAMES, rows_around
-from megatron_lite.hf.parts import AllBiases, Dropouts, InnerWidth, KeyHeads, Same, Vocabulary
+from megatron_lite.hf.parts import AllBiases, Dropouts, InnerWidth, KeyHeads, Same, Unread, Vocabulary
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, shape, tied_by_default
 from megatron_lite.hf.windows import OneWindow
@@ -35,6 +35,17 @@ STARCODER2 = Family(
         Dropouts("residual_dropout", "embedding_dropout", 0.0),
         Same("attention_dropout", "attention_dropout", 0.0),
         tied_by_default(True),
+        Unread(
+            (
+                "activation_function",
+                "attention_softmax_in_fp32",
+                "layer_norm_epsilon",
+                "mlp_type",
+                "norm_type",
+                "scale_attention_softmax_in_fp32",
+                "scale_attn_weights",
+            )
+        ),
     ),
     entries,
     RENAMES,

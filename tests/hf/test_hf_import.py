@@ -16,6 +16,7 @@ from megatron_lite.config import load_config
 from megatron_lite.generation import load_model
 from megatron_lite.hf import export_folder, import_folder
 from megatron_lite.hf.families import FAMILIES
+from megatron_lite.utils.log import LOGGER
 
 CPU = torch.device("cpu")
 EPSILON = {"rms_norm_eps": 1e-3}  # large enough to be seen
@@ -219,20 +220,44 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rotary_pct": 0.25,
         "partial_rotary_factor": 0.25,
     },
-    "gpt2": SUMMARY | {"n_ctx": 64, "n_special": 0, "predict_special_tokens": True},
+    "gpt2": SUMMARY
+    | {"_num_labels": 1, "output_past": True, "n_ctx": 64, "n_special": 0, "predict_special_tokens": True},
     "gpt_neo": SUMMARY | {"attention_layers": ["global", "local"], "gradient_checkpointing": True},
     "gptj": SUMMARY | {"rotary": True, "scale_attn_weights": True, "n_inner": None},
     "opt": {"activation_dropout": 0.0, "layerdrop": 0.0, "prefix": "</s>", "_remove_final_layer_norm": False},
     "phi": {"num_key_value_heads": None, "partial_rotary_factor": 0.5, "rope_scaling": None},
+    "phi3": {
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "custom_pipelines": {"text-generation": {"impl": "other.Pipeline"}},
+    },
+    "starcoder2": {
+        "activation_function": "gelu",
+        "attention_softmax_in_fp32": True,
+        "layer_norm_epsilon": 1e-4,
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
+    },
     "mixtral": {"output_router_logits": True, "sliding_window": None},
     "qwen3_moe": {"qkv_bias": False, "use_qk_norm": True, "max_window_layers": 48, "sliding_window": None},
 }
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
-def test_fields_of_published_files_are_known(tmp_path: Path, family: str) -> None:
-    """Those that transformers no longer writes."""
-    make_folder(tmp_path / "theirs", family)
+def test_fields_of_published_files_are_known(
+    tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that transformers no longer writes: it reads the same model with them, and so do we."""
+    theirs = make_folder(tmp_path / "theirs", family)
     config = import_folder(tmp_path / "theirs", tmp_path / "ours")
     edit_config(tmp_path / "theirs", **PUBLISHED[family])
+    monkeypatch.setattr(LOGGER, "propagate", True)
     assert import_folder(tmp_path / "theirs", tmp_path / "again").model == config.model
+    assert ("auto_map" in caplog.text) == ("auto_map" in PUBLISHED[family])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, theirs(tokens).logits)
