@@ -16,10 +16,13 @@ from megatron_lite.utils.files import fsync_directory
 def whole_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``out`` that becomes ``out`` on success and disappears on any error.
 
+    ``out`` may be a link to an empty folder: that is the one replaced.
+
     Raises:
-        UserError: ``out`` has content.
+        UserError: ``out`` has content, or cannot be replaced.
     """
     check_free(out)
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
@@ -41,6 +44,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Raise :class:`UserError` if ``out`` is there and not an empty folder."""
+    """Raise :class:`UserError` if ``out`` is there and not an empty folder, which a rename can replace."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is already there: name a new folder, or empty it")
+    place = out.resolve()
+    if place == Path.cwd() or place.is_mount():
+        kind = "a mount point" if place.is_mount() else "the current folder"
+        raise UserError(f"{out} is {kind}, which cannot be replaced by a whole one: name a new folder in it")

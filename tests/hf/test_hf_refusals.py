@@ -255,6 +255,32 @@ def test_a_full_folder_is_left_alone(folder: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["notes"]
 
 
+def test_a_link_to_an_empty_folder_stays_one(folder: Path) -> None:
+    (folder.parent / "disk").mkdir()
+    (folder.parent / "ours").symlink_to(folder.parent / "disk")
+    import_folder(folder, folder.parent / "ours")
+    assert (folder.parent / "ours").is_symlink()
+    assert (folder.parent / "disk" / "latest").is_file()
+
+
+@pytest.mark.parametrize("kind", ["current folder", "mount point"])
+def test_a_folder_that_cannot_be_replaced_is_refused_at_once(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before config.json is read."""
+    out = folder.parent / "ours"
+    out.mkdir()
+    (folder / "config.json").unlink()
+    if kind == "current folder":
+        monkeypatch.chdir(out)
+        out = Path(".")
+    else:
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    with pytest.raises(UserError, match=f"{kind}.*name a new folder"):
+        import_folder(folder, out)
+    assert not list(out.iterdir())
+
+
 def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
