@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_lite.config.sections.model import ModelSection
-from megatron_lite.config.sections.rope import RopeScaling
+from megatron_lite.config.sections.rope import ALLOWED, NEEDED, RopeScaling
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.parts import Part
+from megatron_lite.utils.log import LOGGER
 
 ORIGINAL = "original_max_position_embeddings"
 BASE, FRACTION = "rope_theta", "partial_rotary_factor"
@@ -20,6 +21,10 @@ BASE, FRACTION = "rope_theta", "partial_rotary_factor"
 WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 """Types that know the longest sequence of the first training. It may stand beside the dictionary, and counts
 first there; said nowhere, it is ``max_position_embeddings``."""
+
+
+UNREAD = ("finetuned", "attn_factor")
+"""Keys of published dictionaries that transformers has never read (Yarn-Mistral)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Rotary(Part):
         if kind in WITH_ORIGINAL:
             longest = given.get(ORIGINAL) or fields.get("max_position_embeddings", kind=int)
             given = given | {ORIGINAL: original or longest}
+        given = _read_by(kind, given, fields, name)
         try:
             scaling = RopeScaling(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
@@ -114,6 +120,23 @@ def _agreed(
     if not isinstance(number, (int, float)) or number <= 0:
         raise fields.refusal(place, number, f"and {names[1]} must be a number above 0")
     return number
+
+
+def _read_by(kind: Any, given: dict[str, Any], fields: Fields, name: str) -> dict[str, Any]:
+    """What ``kind`` reads of the dictionary ``name``; what transformers leaves unread is told and dropped."""
+    if kind not in NEEDED:
+        return given
+    read = {*NEEDED[kind], *ALLOWED.get(kind, ()), "rope_type", "type"}
+    unread = {key for key in given if key not in read and key in {*RopeScaling.model_fields, *UNREAD}}
+    if told := sorted(key for key in unread if given[key] is not None):
+        LOGGER.warning(
+            "%s: %s of type %s is read without %s, as in transformers",
+            fields.path,
+            name,
+            kind,
+            ", ".join(told),
+        )
+    return {key: value for key, value in given.items() if key not in unread}
 
 
 def _plainly(scaling: RopeScaling) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from megatron_lite.config import load_config
 from megatron_lite.generation import load_model
 from megatron_lite.hf import export_folder, import_folder
 from megatron_lite.hf.families import FAMILIES
+from megatron_lite.hf.rotary import ORIGINAL
 from megatron_lite.utils.log import LOGGER
 
 CPU = torch.device("cpu")
@@ -261,3 +262,64 @@ def test_fields_of_published_files_are_known(
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "unread"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, ORIGINAL: 16, "finetuned": True}, ["finetuned"]),
+        ({"rope_type": "yarn", "factor": 4.0, ORIGINAL: 16, "attn_factor": 2.0}, ["attn_factor"]),
+        ({"rope_type": "linear", "factor": 4.0, ORIGINAL: 16}, [ORIGINAL]),
+        ({"rope_type": "default", "factor": 4.0, ORIGINAL: 16}, ["factor", ORIGINAL]),
+        ({"rope_type": "linear", "factor": 4.0, "attention_factor": None}, []),
+    ],
+    ids=str,
+)
+def test_what_a_scaling_does_not_read_is_dropped_and_told(
+    tmp_path: Path,
+    scaling: dict[str, Any],
+    unread: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers drops it too, so the logits are the same."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    theirs = make_folder(tmp_path / "theirs", "mistral", num_key_value_heads=4, rope_parameters=scaling)
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert [
+        record.getMessage().split("without ")[1].split(", as in")[0]
+        for record in caplog.records
+        if ("is read without" in record.getMessage())
+    ] == ([", ".join(unread)] if unread else [])
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        logits = load_model(tmp_path / "ours", CPU).gpt(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("beside", "inside"), [(16, None), (16, 24), (None, 24), (None, None)])
+def test_the_first_length_of_a_scaling(tmp_path: Path, beside: int | None, inside: int | None) -> None:
+    """Beside the dictionary it counts first; said nowhere, it is max_position_embeddings."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4} | ({ORIGINAL: inside} if inside else {})
+    make_folder(tmp_path / "theirs", "llama")
+    edit_config(tmp_path / "theirs", rope_parameters=scaling, **({ORIGINAL: beside} if beside else {}))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        logits = load_model(tmp_path / "ours", CPU).gpt(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "top_k"), [("mixtral", 3), ("qwen3_moe", 1)])
+def test_the_balance_loss_is_as_strong(tmp_path: Path, family: str, top_k: int) -> None:
+    """transformers' loss counts each of a token's k choices, ours their mean: even use costs k times less."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    fields: dict[str, Any] = {"num_experts_per_tok": top_k, "router_aux_loss_coef": 0.02}
+    if family == "qwen3_moe":
+        fields["norm_topk_prob"] = top_k > 1
+    make_folder(tmp_path / "theirs", family, **fields)
+    config = import_folder(tmp_path / "theirs", tmp_path / "ours").model
+    even = load_balancing_loss_func((torch.zeros(64, 4),), 4, top_k)
+    assert config.moe_loss_coeff == pytest.approx(0.02 * float(even))
