@@ -68,8 +68,8 @@ def left_over(
                 )
             if found.dtype not in PRECISIONS:
                 raise CheckpointError(
-                    f"{found.file} has {name} in a dtype other than fp32, bf16 or fp16: use a folder that is "
-                    "not quantised"
+                    f"{found.file} has {name} in a dtype other than fp32, bf16 or fp16: save the model in "
+                    "one of these; a quantised folder cannot be, so use the one that it was made from"
                 )
     return list(left)
 

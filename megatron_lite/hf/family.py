@@ -41,6 +41,10 @@ IDLE: Mapping[str, Callable[[ModelSection], bool]] = {
 """Keys that change nothing beside some values of others, and whether that is so."""
 
 
+ROTARY_BUFFERS = r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
+"""Names of what follows from the rotation's base, and was once saved."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row of a family's table: a tensor of ours, and the same as one or several of theirs.
@@ -83,7 +87,7 @@ class Family:
     parts: tuple[Part, ...]
     entries: Callable[[ModelSection], list[Entry]]
     renames: tuple[tuple[str, str], ...] = ()
-    passed_over: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
+    passed_over: tuple[str, ...] = (ROTARY_BUFFERS,)
     tied_head: str = "lm_head.weight"
     fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 

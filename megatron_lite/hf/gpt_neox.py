@@ -7,7 +7,7 @@ has its own key and value head. On disk its head is ``embed_out.weight``, in mem
 from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
-from megatron_lite.hf.family import Entry, Family, linear
+from megatron_lite.hf.family import ROTARY_BUFFERS, Entry, Family, linear
 from megatron_lite.hf.parts import AttentionBias, InnerWidth, NoKeyHeads, Same, Vocabulary
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, SHAPE, tied_by_default
@@ -48,6 +48,6 @@ GPT_NEOX = Family(
     ),
     entries,
     renames=((r"^lm_head\.", "embed_out."), (r"^(embed_in|layers|final_layer_norm)\.", r"gpt_neox.\1.")),
-    passed_over=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
+    passed_over=(r"\.attention\.(masked_)?bias$", ROTARY_BUFFERS),
     tied_head="embed_out.weight",
 )

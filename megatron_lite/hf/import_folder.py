@@ -122,6 +122,9 @@ def match(family: Family, table: dict[str, Entry], config: Config, stored: Store
             other = names[current]
             raise CheckpointError(f"the weights have {other} and {name}, which are the same: remove one")
         names[current] = name
+    (embedding,) = table["embed_in.weight"].theirs
+    if "embed_out.weight" not in table and embedding not in names and family.tied_head in names:
+        names[embedding] = names.pop(family.tied_head)  # the one matrix, under its other name
     found = {current: stored.found[name] for current, name in names.items()}
     left = {name: names[name] for name in left_over(table, config, found, "config.json")}
     _check_tied_head(family, table, left, names, stored)
@@ -143,8 +146,9 @@ def _check_tied_head(
     """Take the head out of ``left`` where it is the embedding, written twice."""
     if family.tied_head not in left:
         return
-    embedding = names[table["embed_in.weight"].theirs[0]]
-    if not torch.equal(stored.read(left[family.tied_head]), stored.read(embedding)):
+    head = stored.read(left[family.tied_head])
+    embedding = stored.read(names[table["embed_in.weight"].theirs[0]])
+    if not torch.equal(head, embedding.to(head.dtype)):
         raise CheckpointError(
             f"the weights have {family.tied_head}, other than the embedding, and config.json says that they "
             "are one (tie_word_embeddings): correct it"

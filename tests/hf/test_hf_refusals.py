@@ -155,6 +155,11 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         (spoil(lambda t: t.update({"model.layers.0.gate": torch.ones(1)})), ["model.layers.0.gate"]),
         (spoil(lambda t: t.update({Q: t[Q].t()[:, :8].contiguous()})), [Q, "[32, 8]", "[32, 32]", WEIGHTS]),
         (spoil(lambda t: t.update({Q: t[Q].to(torch.int8)})), [Q, "quantised"]),
+        (spoil(lambda t: t.update({Q: t[Q].double()})), [Q, "save the model in one of these"]),
+        (
+            spoil(lambda t: t.update({"my_rotary_emb.inv_freq": torch.ones(4)})),
+            ["my_rotary_emb.inv_freq", "without a place"],
+        ),
         (
             spoil(lambda t: t.update({"layers.0.mlp.up_proj.weight": t[Q].clone()})),
             ["layers.0.mlp.up_proj.weight", "same"],
@@ -217,12 +222,43 @@ def test_pytorch_files(folder: Path, zipped: bool) -> None:
     """torch.save's files, of today and of old, give the same; what old files have besides is passed over."""
     import_folder(folder, folder.parent / "ours")
     tensors = load_file(folder / WEIGHTS)
-    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    buffers = {
+        f"model.layers.{i}.self_attn.rotary_emb.{name}": torch.ones(4)
+        for i in range(2)
+        for name in ("inv_freq", "cos_cached", "sin_cached")
+    }
     torch.save(tensors | buffers, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (folder / WEIGHTS).unlink()
     import_folder(folder, folder.parent / "again")
     ours, again = (dict(read_weights(folder.parent / name)) for name in ("ours", "again"))
     assert all(torch.equal(ours[name], again[name]) for name in ours | again)
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({HEAD: t[EMBEDDING].clone()}),
+        lambda t: t.update({HEAD: t[EMBEDDING].bfloat16()}),
+        lambda t: t.update({HEAD: t.pop(EMBEDDING)}),
+    ],
+    ids=["both", "one rounded", "only the head"],
+)
+def test_tied_heads_in_files(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """The embedding, as it was, whichever of its names the file has."""
+    expected = load_file(folder / WEIGHTS)[EMBEDDING]
+    edit_config(folder, tie_word_embeddings=True)
+    spoil(change)(folder)
+    import_folder(folder, folder.parent / "ours")
+    assert torch.equal(dict(read_weights(folder.parent / "ours"))["embed_in.weight"], expected)
+
+
+def test_a_tied_head_of_more_precision_is_another(folder: Path) -> None:
+    edit_config(folder, tie_word_embeddings=True)
+    spoil(lambda t: t.update({HEAD: t[EMBEDDING].clone(), EMBEDDING: t[EMBEDDING].bfloat16()}))(folder)
+    refused(folder, HEAD, "tie_word_embeddings")
 
 
 class Evil:
