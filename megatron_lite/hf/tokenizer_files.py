@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lite.data.tokenizers import Tokenizer, TokenizerKeys
-from megatron_lite.data.tokenizers.huggingface import HFTokenizer
+from megatron_lite.data.tokenizers.huggingface import HFTokenizer, named_token, read_tokenizer_config
 from megatron_lite.utils.errors import DataError
 
 CONFIG = "tokenizer_config.json"
@@ -61,9 +60,7 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
 
 def _is_gpt2(config: Path) -> bool:
     """Whether vocab.json and merges.txt are cut as GPT-2 cuts: others have such files too."""
-    if not config.is_file():
-        return True
-    kind = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") or "GPT2Tokenizer"
+    kind = read_tokenizer_config(config).get("tokenizer_class") or "GPT2Tokenizer"
     return kind.startswith("GPT2Tokenizer")
 
 
@@ -90,7 +87,6 @@ def write_tokenizer(keys: TokenizerKeys, tokenizer: Tokenizer, folder: Path) -> 
         tokenizer.save_pretrained(folder)
         return {"bos_token_id": tokenizer.eod_id, "eos_token_id": tokenizer.eod_id}
     copy_tokenizer(source, folder)
-    named = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("bos_token")
-    token = named.get("content") if isinstance(named, dict) else named
+    token = named_token(folder / CONFIG, "bos_token")
     begin = None if token is None else tokenizer.library.token_to_id(token)
     return {"bos_token_id": begin, "eos_token_id": tokenizer.eod_id}

@@ -228,6 +228,33 @@ def test_tokenizer_config_names_the_end(bpe_file: Path, bpe: tokenizers.Tokenize
     assert tokenizer.eod_id == bpe.token_to_id("<|padding|>")
 
 
+def test_documents_are_whole_whatever_the_file_cuts_and_pads(
+    bpe: tokenizers.Tokenizer, bpe_file: Path, tmp_path: Path
+) -> None:
+    """A tokenizer saved by whoever had batches of one length."""
+    other = tokenizers.Tokenizer.from_str(bpe.to_str())
+    other.enable_truncation(max_length=3)
+    other.enable_padding()
+    other.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(TokenizerSource("HFTokenizer", str(tmp_path)))
+    texts = ["ab", "a much longer text, of many tokens"]
+    expected = [bpe.encode(text).ids for text in texts]
+    assert len(expected[1]) > 3
+    assert [tokenizer.encode(text) for text in texts] == tokenizer.encode_batch(texts) == expected
+    for reference in (False, True):
+        ids, lengths = tokenizer.encode_arrays(texts, reference)
+        assert (ids.tolist(), lengths.tolist()) == ([*expected[0], *expected[1]], list(map(len, expected)))
+    assert tokenizer.fingerprint == load_tokenizer(TokenizerSource("HFTokenizer", str(bpe_file))).fingerprint
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_tokenizer_config_is_named(bpe_file: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(bpe_file.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json .* JSON"):
+        load_tokenizer(TokenizerSource("HFTokenizer", str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("source", "vocab_size", "eod_id"),
     [

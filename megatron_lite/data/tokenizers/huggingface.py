@@ -128,25 +128,28 @@ def load_hf(keys: TokenizerKeys) -> Tokenizer:
 
 
 def read_library(path: Path) -> tuple[tokenizers.Tokenizer, Path]:
-    """The tokenizer in ``path``, a tokenizer.json or its folder, and that file. Raises DataError if none."""
+    """The tokenizer in ``path``, a tokenizer.json or its folder, and that file. Raises DataError if none.
+
+    It neither cuts nor pads, whatever the file says: whoever saved it may have had batches of one length.
+    """
     if path.is_dir():
         path = read_vocabulary_file("HFTokenizer", "vocab_file", path / "tokenizer.json")
     try:
-        return tokenizers.Tokenizer.from_file(str(path)), path
+        library = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
             f"{path} is not a tokenizer.json of the tokenizers library ({error}): correct vocab_file"
         ) from None
+    library.no_truncation()
+    library.no_padding()
+    return library, path
 
 
 def end_token(library: tokenizers.Tokenizer, path: Path) -> str:
     """The end-of-document token: what tokenizer_config.json beside ``path`` says, else by the usual names."""
-    config = path.with_name("tokenizer_config.json")
-    if config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        token = named.get("content") if isinstance(named, dict) else named
-        if token is not None and library.token_to_id(token) is not None:
-            return token
+    token = named_token(path.with_name("tokenizer_config.json"), "eos_token")
+    if token is not None and library.token_to_id(token) is not None:
+        return token
     for token in END_TOKENS:
         if library.token_to_id(token) is not None:
             return token
@@ -154,6 +157,33 @@ def end_token(library: tokenizers.Tokenizer, path: Path) -> str:
         f"{path} has no token that ends a document (looked for {', '.join(END_TOKENS)}): add {END_OF_TEXT} "
         "to its vocabulary, or put a tokenizer_config.json with eos_token beside it"
     )
+
+
+def named_token(config: Path, name: str) -> str | None:
+    """The token that ``config``, a tokenizer_config.json, has for ``name``, e.g. ``eos_token``; None if none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    named = read_tokenizer_config(config).get(name)
+    return named.get("content") if isinstance(named, dict) else named
+
+
+def read_tokenizer_config(config: Path) -> dict[str, Any]:
+    """The content of ``config``, empty if there is no such file.
+
+    Raises:
+        DataError: it is not a JSON object.
+    """
+    if not config.is_file():
+        return {}
+    try:
+        content = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{config} cannot be read as JSON ({error}): fetch it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{config} is not a JSON object: fetch it again")
+    return content
 
 
 def load_gpt2(keys: TokenizerKeys) -> Tokenizer:
