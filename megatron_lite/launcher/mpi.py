@@ -78,16 +78,39 @@ def mpi_command(
 
 def exported(environment: Mapping[str, str]) -> list[str]:
     """The names in ``environment`` of what reaches other hosts."""
-    named = {"MASTER_ADDR", "MASTER_PORT", COMMAND_VARIABLE, *environment_file()}
+    named = {"MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", COMMAND_VARIABLE, *environment_file()}
     return sorted(name for name in environment if name in named or name.startswith(EXPORTED))
 
 
 def environment_file() -> dict[str, str]:
-    """The variables of DeepSpeed's files ``.deepspeed_env`` (NAME=VALUE lines), at home and here."""
+    """The variables of DeepSpeed's files ``.deepspeed_env`` at home and here, lines ``NAME=VALUE`` as a shell reads.
+
+    Quotes around a value are taken off; comments, empty lines and a leading ``export`` count for nothing.
+
+    Raises:
+        ConfigError: a line is not of this kind, or has a ``$``, which no shell reads here.
+    """
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     files = [path for path in (Path.home() / name, Path(name)) if path.is_file()]
-    lines = [line.partition("=") for path in files for line in path.read_text().splitlines()]
-    return {key.strip(): value.strip() for key, equals, value in lines if equals}
+    lines = [(path, *each) for path in files for each in enumerate(path.read_text().splitlines(), 1)]
+    entries = [_variable(line, f"{path}:{number}") for path, number, line in lines]
+    return dict(entry for entry in entries if entry is not None)
+
+
+def _variable(line: str, where: str) -> tuple[str, str] | None:
+    line = line.strip().removeprefix("export ").strip()
+    if not line or line.startswith("#"):
+        return None
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not equals or not name.isidentifier():
+        raise ConfigError(f"{where}: {line!r} is not a line NAME=VALUE")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    if "$" in value and not (is_quoted and value[0] == "'"):
+        raise ConfigError(
+            f"{where}: {name} has a $, and no shell reads this file: write the value itself, or, "
+            "if the $ is a part of it, put it in single quotes"
+        )
+    return name, value[1:-1] if is_quoted else value
 
 
 def _program(launcher: str) -> str:
@@ -107,7 +130,8 @@ def _program(launcher: str) -> str:
 
 
 def _check_root(own: Sequence[str], environment: Mapping[str, str]) -> None:
-    is_allowed = "--allow-run-as-root" in own or "OMPI_ALLOW_RUN_AS_ROOT" in environment
+    variables = {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}
+    is_allowed = "--allow-run-as-root" in own or all(environment.get(name) == "1" for name in variables)
     if os.geteuid() == 0 and not is_allowed:
         raise ConfigError(
             "launcher openmpi: OpenMPI runs as root only when told to: "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_lite.config.sections.launcher import LauncherSection
-from megatron_lite.launcher.mpi import HYDRA, MPI_LAUNCHERS, mpi_command
+from megatron_lite.launcher.mpi import HYDRA, MPI_LAUNCHERS, environment_file, mpi_command
 from megatron_lite.launcher.resources import find_resources
 from megatron_lite.planner import Machine
 from megatron_lite.utils.errors import ConfigError
@@ -58,9 +58,26 @@ def test_openmpi_is_told_what_to_hand_on_by_name_alone(tmp_path: Path) -> None:
     """mpirun takes the values from its own environment: quotes and commas in them need no care."""
     (tmp_path / ".deepspeed_env").write_text("FROM_FILE=1\n\n")
     names = ["MASTER_ADDR", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "MEGATRON_LITE_COMMAND", "FROM_FILE"]
+    names += ["WANDB_API_KEY"]
     found = words(FOUR, dict.fromkeys([*names, "SECRET", "XNCCL"], 'a "b", c'), launcher="openmpi")
     handed = [name for flag, name in pairwise(found) if flag == "-x"]
     assert handed == sorted(names)
+
+
+def test_the_file_of_variables_is_read_as_a_shell_reads_it(tmp_path: Path) -> None:
+    text = '# a=b\n\nexport ONE="eth0"\n TWO = \nTHREE=\'a "$b"\'\nFOUR=x=y\n'
+    (tmp_path / ".deepspeed_env").write_text(text)
+    assert environment_file() == {"ONE": "eth0", "TWO": "", "THREE": 'a "$b"', "FOUR": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("PATH=/opt/x:$PATH", "PATH has a [$]"), ("eth0", "NAME=VALUE"), ("A B=1", "NAME=VALUE")],
+)
+def test_lines_that_no_variable_can_be_read_from(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / ".deepspeed_env").write_text(f"FINE=1\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"\.deepspeed_env:2: .*{message}"):
+        environment_file()
 
 
 @pytest.mark.parametrize("launcher", HYDRA)
@@ -117,5 +134,8 @@ def test_openmpi_as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="launcher_args to --allow-run-as-root"):
         words(FOUR, launcher="openmpi")
     words(FOUR, launcher="openmpi", launcher_args="--allow-run-as-root")
-    words(FOUR, {"OMPI_ALLOW_RUN_AS_ROOT": "1"}, launcher="openmpi")
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    with pytest.raises(ConfigError, match="launcher_args to --allow-run-as-root"):
+        words(FOUR, allowed, launcher="openmpi")
+    words(FOUR, {**allowed, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}, launcher="openmpi")
     words(FOUR, launcher="mpich")
