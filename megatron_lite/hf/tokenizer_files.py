@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lite.data.tokenizers import Tokenizer, TokenizerKeys
+from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer, TokenizerKeys
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer, named_token, read_tokenizer_config
 from megatron_lite.utils.errors import DataError
 
@@ -47,7 +47,7 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
     """
     if (folder / "tokenizer.json").is_file():
         return TokenizerFiles("HFTokenizer", folder / "tokenizer.json")
-    if (folder / "tokenizer.model").is_file():
+    if (folder / "tokenizer.model").is_file() and _adds_only(folder, "</s>", {"<unk>", "<s>", "</s>"}):
         return TokenizerFiles("SPMTokenizer", folder / "tokenizer.model")
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file() and _is_gpt2(folder / CONFIG):
@@ -60,8 +60,18 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
 
 def _is_gpt2(config: Path) -> bool:
     """Whether vocab.json and merges.txt are cut as GPT-2 cuts: others have such files too."""
-    kind = read_tokenizer_config(config).get("tokenizer_class") or "GPT2Tokenizer"
-    return kind.startswith("GPT2Tokenizer")
+    content = read_tokenizer_config(config)
+    kind = content.get("tokenizer_class") or "GPT2Tokenizer"
+    plain = kind.startswith("GPT2Tokenizer") and not content.get("add_bos_token")
+    return plain and _adds_only(config.parent, END_OF_TEXT, {END_OF_TEXT})
+
+
+def _adds_only(folder: Path, end: str, known: set[str]) -> bool:
+    """Whether no file adds tokens to the vocabulary but ``known`` ones, and texts end by ``end``."""
+    content = read_tokenizer_config(folder / CONFIG)
+    added = {token["content"] for token in (content.get("added_tokens_decoder") or {}).values()}
+    added |= set(read_tokenizer_config(folder / "added_tokens.json"))
+    return added <= known and named_token(folder / CONFIG, "eos_token") in (None, end)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

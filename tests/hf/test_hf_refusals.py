@@ -340,3 +340,22 @@ def test_no_key_of_the_model_is_unmapped(family: Any) -> None:
         if key not in said | NEUTRAL | IDLE.keys():
             assert not described.is_required(), key
             assert not (described.json_schema_extra or {}).get("derived"), key
+
+
+@pytest.mark.parametrize(
+    ("files", "content"),
+    [
+        (["vocab.json", "merges.txt"], {"eos_token": "</s>"}),
+        (["vocab.json", "merges.txt"], {"add_bos_token": True}),
+        (["tokenizer.model"], {"eos_token": "<|im_end|>"}),
+        (["tokenizer.model"], {"added_tokens_decoder": {"32000": {"content": "<|im_start|>"}}}),
+    ],
+)
+def test_tokens_that_only_tokenizer_json_would_have(
+    folder: Path, files: list[str], content: dict[str, Any]
+) -> None:
+    (folder / "tokenizer.json").unlink()
+    for name in files:
+        (folder / name).touch()
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    refused(folder, "put its tokenizer.json there")
