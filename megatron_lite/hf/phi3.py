@@ -55,7 +55,7 @@ PHI3 = Family(
         *GATED_MLP,
         RMS,
         Same("rms_norm_eps", "rms_norm_epsilon", 1e-5),
-        Rotary(fraction="partial_rotary_factor"),
+        Rotary(fraction="partial_rotary_factor", longrope_names=("su", "yarn")),
         FirstLength(),
         KeyHeads(),
         OneWindow(default=None),

@@ -37,12 +37,14 @@ class Rotary(Part):
             always.
         default_fraction: what it is when no field says it.
         default_base: likewise the base.
+        longrope_names: types that are longrope in this family's older files.
     """
 
     base: str = BASE
     fraction: str | None = None
     default_fraction: float = 1.0
     default_base: float = 10000.0
+    longrope_names: tuple[str, ...] = ()
     keys = ("pos_emb", "rotary_emb_base", "rotary_pct", "rope_scaling")
 
     def read(self, fields: Fields) -> dict[str, Any]:
@@ -60,6 +62,9 @@ class Rotary(Part):
     def _scaling(self, fields: Fields, given: dict[str, Any], name: str) -> dict[str, Any]:
         """``rope_scaling``, of what is left in the dictionary ``name``."""
         kind = given.get("rope_type", given.get("type", "default"))
+        if kind in self.longrope_names:
+            kind = "longrope"
+            given = {key: value for key, value in given.items() if key != "type"} | {"rope_type": kind}
         original = fields.get(ORIGINAL, None, (int, type(None)))
         if kind in WITH_ORIGINAL:
             longest = given.get(ORIGINAL) or fields.get("max_position_embeddings", kind=int)

@@ -311,6 +311,23 @@ def test_the_first_length_of_a_scaling(tmp_path: Path, beside: int | None, insid
         torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
+def test_older_names_of_phi_3_scaling(tmp_path: Path, kind: str) -> None:
+    """Its first files call longrope "su", and some "yarn"."""
+    family, fields = MODELS["phi-3.5"]
+    make_folder(tmp_path / "theirs", family, **fields)
+    factors = {ORIGINAL: 16, "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.0, 3.0]}
+    edit_config(tmp_path / "theirs", rope_parameters=ABSENT, rope_scaling={"type": kind, **factors})
+    edit_config(tmp_path / "theirs", rope_theta=1e4, partial_rotary_factor=0.75)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    config = import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert config.model.rope_scaling.rope_type == "longrope"
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        logits = load_model(tmp_path / "ours", CPU).gpt(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "top_k"), [("mixtral", 3), ("qwen3_moe", 1)])
 def test_the_balance_loss_is_as_strong(tmp_path: Path, family: str, top_k: int) -> None:
     """transformers' loss counts each of a token's k choices, ours their mean: even use costs k times less."""
