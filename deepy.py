@@ -6,6 +6,8 @@ Reads and checks the configuration, says what will run and whether it fits, then
 import sys
 
 from megatron_lite.launcher import main
+from megatron_lite.utils.streams import outlive_readers
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -21,6 +21,7 @@ from megatron_lite.planner import this_machine
 from megatron_lite.training.run import train
 from megatron_lite.utils.errors import command_line
 from megatron_lite.utils.log import setup_logging
+from megatron_lite.utils.streams import outlive_readers
 
 
 @command_line
@@ -41,4 +42,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -24,6 +24,7 @@ from megatron_lite.launcher.torch_build import usable
 from megatron_lite.planner import this_machine
 from megatron_lite.utils.errors import ConfigError, command_line
 from megatron_lite.utils.log import setup_logging
+from megatron_lite.utils.streams import outlive_readers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class HostOrder:
 
 def main() -> int:
     """Start the ranks and hand signals on; return the exit status of this host's part of the run."""
+    outlive_readers()  # sshd may be killed
     orders = io.FileIO(0, closefd=False)  # without a buffer: a line is read when it is there
     order = HostOrder(**json.loads(orders.readline()))
     process = os.fork()

@@ -127,6 +127,14 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def hang_up_once() -> None:
+    """In a signal's handler: a SIGHUP from now on is no second signal, which would kill.
+
+    Of a terminal that closes, both the shell and the kernel send one.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class _Group:
     """The ranks of this machine as processes, in the order of their ranks, which begin with ``first``.
 
@@ -168,6 +176,7 @@ class _Group:
                 signal.signal(each, handler)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        hang_up_once()
         self.signals.append(number)
         if len(self.signals) == 1:
             LOGGER.warning(

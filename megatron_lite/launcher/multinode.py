@@ -13,7 +13,7 @@ from types import FrameType
 from megatron_lite.config.cli import COMMAND_VARIABLE, typed_command
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher import slurm
-from megatron_lite.launcher.local import FORWARDED
+from megatron_lite.launcher.local import FORWARDED, hang_up_once
 from megatron_lite.launcher.mpi import KILL, MPI_LAUNCHERS, STOP, environment_file, exported, mpi_command
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
@@ -83,6 +83,7 @@ class _HostLauncher(subprocess.Popen[bytes]):
             self.send_signal(each)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        hang_up_once()
         sent = self.stop or FORWARDED[signal.Signals(number)]
         self.stop = self.kill_by
         LOGGER.warning("%s is passed on to the launcher of the hosts", signal.Signals(number).name)

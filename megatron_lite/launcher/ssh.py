@@ -22,7 +22,7 @@ from types import FrameType
 
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher.host import HostOrder
-from megatron_lite.launcher.local import FORWARDED, GRACE_SECONDS, PAUSE_SECONDS, POLL_SECONDS
+from megatron_lite.launcher.local import FORWARDED, GRACE_SECONDS, PAUSE_SECONDS, POLL_SECONDS, hang_up_once
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import HANG, LOST_RANK, ConfigError
@@ -122,6 +122,7 @@ class _Hosts:
                 signal.signal(each, handler)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        hang_up_once()
         self._tell_all(FORWARDED[signal.Signals(number)])
 
     def _tell_all(self, number: signal.Signals) -> None:

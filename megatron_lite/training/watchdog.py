@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -134,7 +135,8 @@ class Watchdog:
         rank = self._context.rank
         lines = [f"{reason}. Its Python stacks:", *python_stacks()]
         for line in lines:  # one write each: a line of one rank is never cut by another's
-            os.write(2, f"[rank {rank}] {line}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal or the pipe may be gone
+                os.write(2, f"[rank {rank}] {line}\n".encode())
         time.sleep(2 * self._interval + 1.0)
         os._exit(HANG)
 
