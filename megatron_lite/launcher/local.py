@@ -121,10 +121,10 @@ def _reserved_address(port: int | None) -> Iterator[tuple[str, int]]:
         yield ADDRESS, holder.getsockname()[1]
 
 
-def end_with_parent() -> None:
-    """In a new process: ask Linux for a SIGTERM when the launcher dies, so that no rank runs on alone."""
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """In a new process: ask Linux for a signal when the launcher dies, so that no rank runs on alone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def hang_up_once() -> None:

@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import FrameType
 
 from megatron_lite.config.cli import COMMAND_VARIABLE, typed_command
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher import slurm
-from megatron_lite.launcher.local import FORWARDED, hang_up_once
+from megatron_lite.launcher.local import FORWARDED, end_with_parent, hang_up_once
 from megatron_lite.launcher.mpi import KILL, MPI_LAUNCHERS, STOP, environment_file, exported, mpi_command
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.launcher.ssh import start_over_ssh
 from megatron_lite.utils.log import LOGGER
+
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What may be left over in the shell; a rank would believe it before what MPI or SLURM says of its place."""
 
 
 def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arguments: Sequence[str]) -> int:
@@ -77,8 +81,15 @@ class _HostLauncher(subprocess.Popen[bytes]):
             # What is ignored stays so (nohup).
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._pass_on)
-        # In a session of its own, a terminal's Ctrl-C reaches it once, through us: two would end srun.
-        super().__init__(words, env=env, start_new_session=True)
+        # In a session of its own, a terminal's Ctrl-C reaches it once, through us: two would end srun. There,
+        # no job control keeps it from reading what is typed at the shell.
+        super().__init__(
+            words,
+            env={name: value for name, value in env.items() if name not in PLACE},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, stop or signal.SIGTERM),  # safe: this process has no threads
+        )
         for each in self.early:
             self.send_signal(each)
 

@@ -49,6 +49,7 @@ def slurm_command(
         "ntasks-per-node": str(ranks_each),
         "distribution": "block",
         "kill-on-bad-exit": "1",
+        "export": "ALL",  # a job of `sbatch --export=NONE` has srun withhold even MASTER_PORT
         # Since Slurm 22.05 srun does not take the job's by itself, and a task would have one core.
         "cpus-per-task": environment.get("SLURM_CPUS_PER_TASK"),
         "comment": keys.comment,

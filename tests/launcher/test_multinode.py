@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,49 @@ def test_a_launcher_that_a_signal_ends(hostfile: str, tmp_path: Path) -> None:
                 os.kill(started, signal.SIGKILL)
     assert process.returncode == 128 + signal.SIGKILL, err
     assert "SIGTERM is passed on" in err
+
+
+FAKE_LAUNCHER = """#!/bin/bash
+trap 'touch stopped-by-{stop}; exit' {stop}
+[[ "$1" != --version ]] || {{ echo Open MPI; exit; }}
+echo "place ${{RANK-}}${{WORLD_SIZE-}}${{LOCAL_RANK-}}${{LOCAL_WORLD_SIZE-}} typed $(cat)."
+for _ in {{1..200}}; do sleep 0.1; done
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize(
+    ("launcher", "program", "stop"),
+    [("mpich", "mpiexec.hydra", "TERM"), ("openmpi", "mpirun", "USR2"), ("slurm", "srun", "USR2")],
+)
+def test_a_launcher_is_alone_with_its_ranks(
+    launcher: str, program: str, stop: str, hostfile: str, tmp_path: Path
+) -> None:
+    """No place is left over from the shell, nothing typed there is read, and no run outlives deepy.py."""
+    (tmp_path / program).write_text(FAKE_LAUNCHER.format(stop=stop))
+    (tmp_path / program).chmod(0o755)
+    (tmp_path / "probe.py").touch()
+    model = "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 32\n"
+    (tmp_path / "tiny.yml").write_text(f"{model}launcher: {launcher}\n")
+    (tmp_path / "typed").write_text("ls\n")
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    own |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    own |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    with (tmp_path / "typed").open() as typed:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "deepy.py"), "probe.py", "tiny", "-H", hostfile],
+            cwd=tmp_path, env={**os.environ, **own}, stdin=typed, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        line = next(line for line in process.stdout if line.startswith("place"))
+        assert line == "place  typed .\n"
+        process.kill()
+        process.wait()
+        until = time.monotonic() + 10
+        while not (tmp_path / f"stopped-by-{stop}").exists():
+            assert time.monotonic() < until, "it runs on"
+            time.sleep(0.05)
 
 
 def test_the_batch_script_tells_srun_of_its_cores(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_srun_places_the_ranks_as_the_hostfile_does(tmp_path: Path) -> None:
     given = words(tmp_path, "alpha slots=2\nbeta slots=2\n", {"SLURM_CPUS_PER_TASK": "6"}, account="lab")
     assert given[0] == "srun"
     assert {"--nodes=2", "--nodelist=alpha,beta", "--ntasks=4", "--ntasks-per-node=2"} <= set(given)
-    assert {"--kill-on-bad-exit=1", "--cpus-per-task=6", "--account=lab"} <= set(given)
+    assert {"--kill-on-bad-exit=1", "--export=ALL", "--cpus-per-task=6", "--account=lab"} <= set(given)
     assert given[-2:] == ["python", "train.py"]
 
 
