@@ -74,7 +74,9 @@ def import_folder(
         "finetune": True,
         "run_dir": f"runs/{out.absolute().name}-finetuned",
     }
-    rows, ids = keys["vocab_size"], load_tokenizer(tokenizer).vocab_size
+    loaded = load_tokenizer(tokenizer)
+    _compare_ends(fields, loaded.eod_id)
+    rows, ids = keys["vocab_size"], loaded.vocab_size
     if rows_multiple is not None:
         keys |= {"vocab_size": max(rows, ids), "make_vocab_size_divisible_by": rows_multiple}
     elif ids > rows:
@@ -94,6 +96,20 @@ def import_folder(
         found = {current: stored.found[name] for current, name in names.items()}
         write_checkpoint(temporary, config, table, found, lambda name: stored.read(names[name]), dtype)
     return config
+
+
+def _compare_ends(fields: Fields, eod: int) -> None:
+    """Say that config.json and the tokenizer end a text with different tokens, when they do."""
+    given = fields.get("eos_token_id", None, (int, list, type(None)))
+    ends = given if isinstance(given, list) else [given]
+    if given is not None and eod not in ends:
+        LOGGER.warning(
+            "%s: a text ends with token %s, by the tokenizer with %d: the tokenizer's counts, for documents "
+            "as for generation",
+            fields.path,
+            " or ".join(map(str, ends)),
+            eod,
+        )
 
 
 def _dtype_of(stored: StoredTensors) -> torch.dtype:

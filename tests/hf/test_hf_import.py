@@ -311,6 +311,22 @@ def test_the_first_length_of_a_scaling(tmp_path: Path, beside: int | None, insid
         torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("end", "told"), [(None, False), ([5, 256], False), (256, False), (5, True)])
+def test_another_end_of_text_is_told(
+    tmp_path: Path,
+    end: Any,
+    told: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tokenizer of these folders ends a text with 256."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    make_folder(tmp_path / "theirs", "llama")
+    edit_config(tmp_path / "theirs", eos_token_id=end)
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert ("ends with token 5, by the tokenizer with 256" in caplog.text) == told
+
+
 @pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
 def test_older_names_of_phi_3_scaling(tmp_path: Path, kind: str) -> None:
     """Its first files call longrope "su", and some "yarn"."""

@@ -69,4 +69,4 @@ def edit_config(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not ABSENT}))
 
 
-ABSENT = object()
+ABSENT = "<absent>"
