@@ -80,6 +80,7 @@ def main() -> int:
 
 def _start(order: HostOrder) -> int:
     setup_logging()
+    os.environ.update(order.environment)  # first: the slots are those of the GPUs that it shows
     machine: Any = usable(this_machine())
     if machine.gpus and max(order.slots) >= len(machine.gpus):
         raise ConfigError(
@@ -87,7 +88,7 @@ def _start(order: HostOrder) -> int:
         )
     environment = rank_environment(machine, len(order.slots), order.slots if order.chosen else None)
     share = Share(order.first, order.world_size, order.address, order.port)
-    return start_ranks(order.command, len(order.slots), {**environment, **order.environment}, share=share)
+    return start_ranks(order.command, len(order.slots), environment, share=share)
 
 
 def _flushed(status: int) -> int:

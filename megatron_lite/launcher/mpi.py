@@ -83,7 +83,7 @@ def exported(environment: Mapping[str, str]) -> list[str]:
 
 
 def environment_file() -> dict[str, str]:
-    """The variables of DeepSpeed's files ``.deepspeed_env`` at home and here, lines ``NAME=VALUE`` as a shell reads.
+    """The variables of DeepSpeed's files ``.deepspeed_env`` (NAME=VALUE lines), at home and here.
 
     Quotes around a value are taken off; comments, empty lines and a leading ``export`` count for nothing.
 

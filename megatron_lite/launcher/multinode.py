@@ -111,7 +111,7 @@ class _HostLauncher(subprocess.Popen[bytes]):
 
 
 def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
-    return keys.master_addr or next(iter(resources.hosts))
+    return keys.master_addr or resources.first_host
 
 
 def _port(keys: LauncherSection) -> int:

@@ -46,6 +46,11 @@ class Resources:
         return sum(len(slots) for slots in self.hosts.values())
 
     @property
+    def first_host(self) -> str:
+        """The host of rank 0, without the ``user@`` that ssh may need."""
+        return next(iter(self.hosts)).rpartition("@")[2]
+
+    @property
     def ranks_here(self) -> int:
         """Ranks of this machine (of the first host, where this is none of them)."""
         return len(next(iter(self.hosts.values())))

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +32,18 @@ from megatron_lite.utils.log import LOGGER
 PROJECT = Path(__file__).resolve().parents[2]
 OPTIONS = tuple(
     word
-    for option in ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8")
+    for option in (
+        "BatchMode=yes", "ConnectTimeout=30", "ConnectionAttempts=3", "ServerAliveInterval=15",
+        "ServerAliveCountMax=8", "RequestTTY=no", "ForwardX11=no", "ForwardAgent=no",
+    )
     for word in ("-o", option)
-)
+)  # fmt: skip
 """No question for a password: nobody may be there, and standard input is taken. A host that is silent for two
-minutes is lost: its network or its power has failed."""
+minutes is lost: its network or its power has failed. A terminal, which the user's settings may ask for,
+would take the orders for typed text."""
+
+BROKEN_SECONDS = 60.0
+"""How long ranks may take to save and end when another host's connection has broken: no rank has failed."""
 
 SSH_FAILED = 255
 HOST_PROGRAM = "import sys; from megatron_lite.launcher.host import main; sys.exit(main())"
@@ -50,10 +58,10 @@ def start_over_ssh(
     save (a second one kills). When a host ends otherwise, the others are ended within seconds and its status
     is returned. Raises ConfigError when the first host cannot be reached.
     """
-    ssh = ["ssh", *shlex.split(keys.launcher_args or ""), *OPTIONS]
-    first_host = next(iter(resources.hosts))
-    address = keys.master_addr or (first_host if keys.no_ssh_check else _address(ssh, first_host))
-    group = _Hosts(ssh)
+    ssh = ["ssh", *_own_options(keys), *OPTIONS]
+    names = list(resources.hosts)
+    address = keys.master_addr or (resources.first_host if keys.no_ssh_check else _address(ssh, names[0]))
+    group = _Hosts(ssh, names)
     first = 0
     with group.receiving_signals():
         try:
@@ -68,6 +76,17 @@ def start_over_ssh(
             return group.wait()
         finally:
             group.close()
+
+
+def _own_options(keys: LauncherSection) -> list[str]:
+    """The user's options of ssh, also those that pdsh would have read. ssh lets the first of a kind win."""
+    words = shlex.split(keys.launcher_args or "") + shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
+    if "-f" in words:
+        raise ConfigError(
+            "launcher_args: launcher pdsh gives its arguments to ssh, which -f puts into the background: "
+            "leave out -f (pdsh's own number of connections; here all hosts are connected at once)"
+        )
+    return words
 
 
 def _address(ssh: Sequence[str], host: str) -> str:
@@ -86,9 +105,12 @@ def _address(ssh: Sequence[str], host: str) -> str:
 class _Hosts:
     """The hosts of a run, each an ssh that tells its host what to do."""
 
-    def __init__(self, ssh: Sequence[str]) -> None:
+    def __init__(self, ssh: Sequence[str], names: Sequence[str]) -> None:
         self.ssh = ssh
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        # Filled by a signal's handler: only operations that it cannot interrupt halfway.
+        self.untold: dict[str, deque[signal.Signals]] = {name: deque() for name in names}
+        self.told: list[float] = []
 
     def start(self, order: HostOrder) -> None:
         path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -98,8 +120,9 @@ class _Hosts:
         process = subprocess.Popen(
             [*self.ssh, order.name, remote], stdin=subprocess.PIPE, start_new_session=True
         )
-        self.processes[order.name] = process
         self._tell(process, json.dumps(asdict(order)))
+        self.processes[order.name] = process
+        self._tell_signals()  # that came before
 
     @staticmethod
     def _tell(process: subprocess.Popen[bytes], line: str) -> None:
@@ -126,12 +149,20 @@ class _Hosts:
         self._tell_all(FORWARDED[signal.Signals(number)])
 
     def _tell_all(self, number: signal.Signals) -> None:
-        for process in self.processes.values():
-            self._tell(process, number.name)
+        self.told.append(time.monotonic())
+        for signals in self.untold.values():
+            signals.append(number)
+        self._tell_signals()
+
+    def _tell_signals(self) -> None:
+        for name, process in tuple(self.processes.items()):
+            with contextlib.suppress(IndexError):  # no more
+                while True:
+                    self._tell(process, self.untold[name].popleft().name)
 
     def wait(self) -> int:
         """Wait until every host has ended, ending the others when one fails; return the run's exit status."""
-        status, began, lost_since, told = 0, 0.0, 0.0, 0
+        status, began, grace, lost_since = 0, 0.0, GRACE_SECONDS, 0.0
         while None in [process.poll() for process in self.processes.values()]:
             time.sleep(POLL_SECONDS)
             failed = self._failed()
@@ -141,10 +172,20 @@ class _Hosts:
                 is_late = time.monotonic() > lost_since + 2 * GRACE_SECONDS
                 status = self._named(failed, is_late)
                 began = time.monotonic() + (2 * GRACE_SECONDS if status == HANG else PAUSE_SECONDS)
-            if status and told < 2 and time.monotonic() > began + told * GRACE_SECONDS:
+                grace = BROKEN_SECONDS if status == SSH_FAILED else GRACE_SECONDS
+            told = len(self.told)
+            if status and told < 2 and time.monotonic() > began + told * grace:
                 self._tell_all(signal.SIGTERM)  # the second one kills
-                told += 1
+            if told > 1 and time.monotonic() > self.told[1] + GRACE_SECONDS:
+                self._kill()
         return status or self._named(self._failed(), all_have_ended=True)
+
+    def _kill(self) -> None:
+        """End the connections to hosts that do not answer: their ranks end by themselves, if they can."""
+        for host, process in self.processes.items():
+            if process.poll() is None:
+                LOGGER.error("host %s does not end; look there for ranks that are left", host)
+                process.kill()
 
     def _failed(self) -> dict[str, int]:
         return {host: process.returncode for host, process in self.processes.items() if process.returncode}
