@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import (
+    add_safe_globals,
+    clear_safe_globals,
+    get_safe_globals,
+    get_unsafe_globals_in_checkpoint,
+    safe_globals,
+)
 
 from megatron_lite.utils.errors import CheckpointError
 
@@ -42,18 +50,37 @@ def load_pickled(file: Path) -> Any:
         CheckpointError: it is damaged, or names what no trainer saves beside weights.
     """
     try:
-        is_zip = zipfile.is_zipfile(file)
-        names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
-        strange = sorted(name for name in names if name.split(".")[0] not in EXPECTED)
-        if strange:
-            raise CheckpointError(
-                f"{file} asks for {strange[0]} to be run, which no trainer saves beside weights: nothing was "
-                "run; do not open it with anything else"
-            )
-        with safe_globals([(Placeholder, name) for name in names]):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        with _nothing_declared_safe():
+            return _load(file)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged, or no file of weights ({reason}): copy it anew") from None
+
+
+def _load(file: Path) -> Any:
+    is_zip = zipfile.is_zipfile(file)
+    names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
+    strange = sorted(name for name in names if name.split(".")[0] not in EXPECTED)
+    if strange:
+        raise CheckpointError(
+            f"{file} asks for {strange[0]} to be run, which no trainer saves beside weights: nothing was "
+            "run; do not open it with anything else"
+        )
+    with safe_globals([(Placeholder, name) for name in names]):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+@contextmanager
+def _nothing_declared_safe() -> Iterator[None]:
+    """Take back, for a while, the classes that libraries declared safe.
+
+    Megatron-core and accelerate declare some of numpy's, which do not fit together with placeholders of the
+    others."""
+    declared = get_safe_globals()
+    clear_safe_globals()
+    try:
+        yield
+    finally:
+        add_safe_globals(declared)

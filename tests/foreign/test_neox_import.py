@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from neox_files import NEOX_KEYS, VOCABULARY, llama_layers, neox_layers, renamed, tiny, write_neox
+from torch.serialization import get_safe_globals, safe_globals
 
 from megatron_lite.checkpoint import find_checkpoint, read_weights, verify
 from megatron_lite.config import load_config
@@ -53,6 +55,17 @@ def test_parallel_residual(tmp_path: Path, ranks: int, pipeline: bool) -> None:
     config = import_neox(tmp_path / "theirs", tmp_path / "ours")
     check_same(theirs, tmp_path / "ours")
     assert config == load_config([tmp_path / "ours" / "model.yml"])
+
+
+def test_classes_that_others_declared_safe(tmp_path: Path) -> None:
+    """Megatron-core and accelerate declare some of numpy's, in the whole process."""
+    theirs = tiny("gpt_neox", rotary_pct=0.25)
+    write_neox(tmp_path / "theirs", [neox_layers(theirs, 0, 1)], NEOX_KEYS, pipeline=False)
+    declared = [np.dtype, np.ndarray, np._core.multiarray._reconstruct]
+    with safe_globals(declared):
+        import_neox(tmp_path / "theirs", tmp_path / "ours")
+        assert set(declared) <= set(get_safe_globals())
+    check_same(theirs, tmp_path / "ours")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
