@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_lite.generation import Sampling, TextModel
-from megatron_lite.generation.decode import generate_tokens
 from megatron_lite.generation.sampling import Sampler
 from megatron_lite.generation.stream import TextStream
+from megatron_lite.generation.text import steps_of
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ def write(model: TextModel, openings: Sequence[Opening], manner: Manner) -> list
     streams = [_Continuation(model, opening, manner.until) for opening in openings]
     sampler = Sampler(manner.sampling, [opening.number for opening in openings])
     prompts = [opening.tokens for opening in openings]
-    tokenizer = model.tokenizer
-    for step in generate_tokens(
-        model.gpt, prompts, sampler, manner.max_new_tokens, tokenizer.eod_id, tokenizer.vocab_size,
-        model.config.generation.recompute,
-    ):  # fmt: skip
+    for step in steps_of(model, prompts, sampler, manner.max_new_tokens):
         for stream, token in zip(streams, step, strict=True):
             stream.add(token)
         if all(stream.stopped for stream in streams):

@@ -88,7 +88,7 @@ def write_batch(model: TextModel, batch: Batch) -> list[Sample]:
     """The samples of ``batch``."""
     sampler = Sampler(batch.sampling, [row.number for row in batch.rows])
     written: list[list[int]] = [[] for _ in batch.rows]
-    for step in _steps(model, [row.ids for row in batch.rows], sampler, batch.max_new_tokens):
+    for step in steps_of(model, [row.ids for row in batch.rows], sampler, batch.max_new_tokens):
         for tokens, token in zip(written, step, strict=True):
             if token is not None:
                 tokens.append(token)
@@ -102,7 +102,7 @@ def stream(model: TextModel, prompt: str, sampling: Sampling, max_new_tokens: in
     """
     ids = encode_prompt(model, prompt)
     pieces = TextStream(model.tokenizer, ids if prompt else [])
-    for (token,) in _steps(model, [ids], Sampler(sampling, [0]), max_new_tokens):
+    for (token,) in steps_of(model, [ids], Sampler(sampling, [0]), max_new_tokens):
         assert token is not None, "a single row ends with the last step"
         if token != model.tokenizer.eod_id:
             yield pieces.add(token)
@@ -120,9 +120,10 @@ def encode_prompt(model: TextModel, prompt: str) -> list[int]:
     return ids[-limit:]
 
 
-def _steps(
+def steps_of(
     model: TextModel, prompts: Sequence[Sequence[int]], sampler: Sampler, max_new_tokens: int
 ) -> Iterator[list[int | None]]:
+    """:func:`~megatron_lite.generation.decode.generate_tokens` of ``model``, as its configuration has it."""
     return generate_tokens(
         model.gpt, prompts, sampler, max_new_tokens, model.tokenizer.eod_id, model.tokenizer.vocab_size,
         model.config.generation.recompute,

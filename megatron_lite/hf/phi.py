@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.hf.family import Entry, Family, linear
+from megatron_lite.hf.llama import heads_of
 from megatron_lite.hf.parts import (
     ATTENTION_BIASES,
     Always,
@@ -16,7 +17,6 @@ from megatron_lite.hf.parts import (
 )
 from megatron_lite.hf.rotary import Rotary
 from megatron_lite.hf.shape import ACTIVATION, BIASED_HEAD, SHAPE
-from megatron_lite.hf.transforms import Heads
 from megatron_lite.hf.windows import FullAttention
 
 
@@ -24,10 +24,9 @@ def entries(model: ModelSection) -> list[Entry]:
     """The table."""
     layer, theirs = "layers.{i}", "model.layers.{i}"
     three = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
-    heads = Heads(model.num_kv_heads, model.num_attention_heads // model.num_kv_heads, model.head_size)
     rows = linear("embed_in", "model.embed_tokens", bias=False)
     rows += linear(f"{layer}.input_layernorm", f"{theirs}.input_layernorm")
-    rows += linear(f"{layer}.attention.query_key_value", three, heads)
+    rows += linear(f"{layer}.attention.query_key_value", three, heads_of(model))
     rows += linear(f"{layer}.attention.dense", f"{theirs}.self_attn.dense")
     rows += linear(f"{layer}.mlp.dense_h_to_4h", f"{theirs}.mlp.fc1")
     rows += linear(f"{layer}.mlp.dense_4h_to_h", f"{theirs}.mlp.fc2")

@@ -85,7 +85,7 @@ def start_ranks(
         tempfile.TemporaryDirectory(prefix="megatron_lite-") as errors,
     ):
         group = _Group(first, Path(errors))
-        with group.receiving_signals():
+        with receiving_signals(group.receive):
             try:
                 for local_rank in range(count):
                     variables = {
@@ -135,6 +135,20 @@ def hang_up_once() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def receiving_signals(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within: ``receive`` gets every signal of FORWARDED that was not ignored (nohup)."""
+    previous = {each: signal.getsignal(each) for each in FORWARDED}
+    for each, handler in previous.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(each, receive)
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
 class _Group:
     """The ranks of this machine as processes, in the order of their ranks, which begin with ``first``.
 
@@ -162,20 +176,8 @@ class _Group:
             )
         )
 
-    @contextlib.contextmanager
-    def receiving_signals(self) -> Iterator[None]:
-        """Within: signals are passed on to the ranks. A signal that was ignored stays so (nohup)."""
-        previous = {each: signal.getsignal(each) for each in FORWARDED}
-        for each, handler in previous.items():
-            if handler != signal.SIG_IGN:
-                signal.signal(each, self._receive)
-        try:
-            yield
-        finally:
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Pass a signal on to the ranks; a second one kills them."""
         hang_up_once()
         self.signals.append(number)
         if len(self.signals) == 1:

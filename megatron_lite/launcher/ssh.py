@@ -16,14 +16,21 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from megatron_lite.config.sections.launcher import LauncherSection
 from megatron_lite.launcher.host import HostOrder
-from megatron_lite.launcher.local import FORWARDED, GRACE_SECONDS, PAUSE_SECONDS, POLL_SECONDS, hang_up_once
+from megatron_lite.launcher.local import (
+    FORWARDED,
+    GRACE_SECONDS,
+    PAUSE_SECONDS,
+    POLL_SECONDS,
+    hang_up_once,
+    receiving_signals,
+)
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import HANG, LOST_RANK, ConfigError
@@ -63,7 +70,7 @@ def start_over_ssh(
     address = keys.master_addr or (resources.first_host if keys.no_ssh_check else _address(ssh, names[0]))
     group = _Hosts(ssh, names)
     first = 0
-    with group.receiving_signals():
+    with receiving_signals(group.receive):
         try:
             for name, slots in resources.hosts.items():
                 group.start(
@@ -131,20 +138,8 @@ class _Hosts:
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()
 
-    @contextlib.contextmanager
-    def receiving_signals(self) -> Iterator[None]:
-        """Within: signals are handed on to all hosts. A signal that was ignored stays so (nohup)."""
-        previous = {each: signal.getsignal(each) for each in FORWARDED}
-        for each, handler in previous.items():
-            if handler != signal.SIG_IGN:
-                signal.signal(each, self._receive)
-        try:
-            yield
-        finally:
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Hand a signal on to all hosts."""
         hang_up_once()
         self._tell_all(FORWARDED[signal.Signals(number)])
 

@@ -46,8 +46,8 @@ def test_a_host_that_never_ends_does_not_keep_the_run() -> None:
 
 def test_two_signals_end_a_run_whose_host_never_ends() -> None:
     group = hosts(frozen="exec sleep 20")
-    group._receive(signal.SIGTERM, None)
-    group._receive(signal.SIGTERM, None)
+    group.receive(signal.SIGTERM, None)
+    group.receive(signal.SIGTERM, None)
     began = time.monotonic()
     assert group.wait() == 128 + signal.SIGKILL
     group.close()
@@ -68,7 +68,7 @@ def test_a_signal_during_the_start_reaches_every_host_once(tmp_path: Path) -> No
     program = f"read order; while read -t 1 each; do echo $each; done > {tmp_path}/$0"
     group = ssh._Hosts(["bash", "-c", program], ["alpha", "beta"])
     group.start(ORDER)
-    group._receive(signal.SIGTERM, None)
+    group.receive(signal.SIGTERM, None)
     group.start(dataclasses.replace(ORDER, name="beta"))
     assert group.wait() == 0
     group.close()
