@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import struct
+import sys
+import termios
+import time
 from contextlib import suppress
+
+READ_SECONDS = 10.0
+"""How long Hydra may take to read what this rank has printed; it does so at once unless all is very slow."""
 
 
 def end_other_ranks(status: int) -> None:
@@ -19,4 +27,25 @@ def end_other_ranks(status: int) -> None:
     with suppress(OSError, ValueError):
         pipe = int(os.environ["PMI_FD"])
         if stat.S_ISSOCK(os.fstat(pipe).st_mode):  # in a process that a rank has started it is anything
+            _wait_until_output_is_read()
             os.write(pipe, f"cmd=abort exitcode={status}\n".encode())
+
+
+def _wait_until_output_is_read() -> None:
+    """Hydra drops what still stands in the pipes of standard output and error when it is told to abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+            stream.flush()
+    until = time.monotonic() + READ_SECONDS
+    while any(map(_unread, (1, 2))) and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _unread(descriptor: int) -> int:
+    """The bytes that stand in the pipe whose write end ``descriptor`` is, 0 for anything else."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return 0
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0
