@@ -1,9 +1,12 @@
 """How the tests run: side by side, each on one core; hypothesis without deadlines (machines are shared)."""
 
 import os
+import runpy
 import signal
+import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
+
+from megatron_lite.utils.log import LOGGER
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and so would be what tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +35,20 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     finally:
         os.environ.clear()
         os.environ.update(environment)
+
+
+@pytest.fixture
+def run_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call ``run_tool("generate", *words)``: the tool's main in this process, as typed; its exit status."""
+    for name in ("handlers", "propagate", "level"):  # which the tools set
+        value = getattr(LOGGER, name)
+        monkeypatch.setattr(LOGGER, name, list(value) if name == "handlers" else value)
+
+    def call(tool: str, *words: object) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, words)])
+        return runpy.run_path(str(TOOLS / f"{tool}.py"))["main"]()
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

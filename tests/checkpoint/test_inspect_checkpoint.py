@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ from megatron_lite.model import build_gpt
 from megatron_lite.parallel.parameter import ParameterFactory, spec_of
 from megatron_lite.utils.errors import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     "num_layers": 2,
     "hidden_size": 16,
@@ -89,21 +86,12 @@ def make(folder: Path, tensors: Tensors, scalar: float = 3.0) -> Path:
     return folder / "global_step7"
 
 
-@pytest.fixture
-def inspect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["inspect_checkpoint.py", *map(str, arguments)])
-        return runpy.run_path(str(ROOT / "tools" / "inspect_checkpoint.py"))["main"]()
-
-    return run
-
-
 def test_a_sound_checkpoint(
-    tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = whole_model()
     checkpoint = make(tmp_path, tensors)
-    assert inspect(tmp_path, "--verify") == 0
+    assert run_tool("inspect_checkpoint", tmp_path, "--verify") == 0
     shown = " ".join(capsys.readouterr().out.split())
     elements = sum(tensor.numel() for (_, kind), tensor in tensors.items() if kind == "weight")
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
@@ -118,7 +106,7 @@ def test_a_sound_checkpoint(
         "sound: every file as it was written",
     ):
         assert expected in shown, expected
-    assert inspect(checkpoint, "--verify", "--json") == 0
+    assert run_tool("inspect_checkpoint", checkpoint, "--verify", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["problems"] == []
     assert (facts["elements"], facts["bytes"]) == (elements, size)
@@ -203,17 +191,17 @@ PROBLEMS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_is_wrong_is_said(
-    name: str, tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     build, expected = PROBLEMS[name]
     checkpoint = build(tmp_path)
-    assert inspect(checkpoint) == 0, "showing does not read the tensors"
-    assert inspect(checkpoint, "--verify") == 1
+    assert run_tool("inspect_checkpoint", checkpoint) == 0, "showing does not read the tensors"
+    assert run_tool("inspect_checkpoint", checkpoint, "--verify") == 1
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("problem: ") for line in lines)
     assert len(lines) == {"number": len(whole_model()) // 2, "swapped": 2}.get(name, 1)
     assert all(part in lines[0] for part in expected)
-    assert inspect(checkpoint, "--verify", "--json") == 1
+    assert run_tool("inspect_checkpoint", checkpoint, "--verify", "--json") == 1
     assert json.loads(capsys.readouterr().out)["problems"] == [
         line.removeprefix("problem: ") for line in lines
     ]
@@ -222,13 +210,13 @@ def test_what_is_wrong_is_said(
 
 
 def test_what_is_no_checkpoint(
-    tmp_path: Path, inspect: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inspect(tmp_path / "nowhere", "--verify") == 2
+    assert run_tool("inspect_checkpoint", tmp_path / "nowhere", "--verify") == 2
     assert "the folder does not exist" in capsys.readouterr().err
     checkpoint = make(tmp_path, whole_model())
     index = json.loads((checkpoint / "index.json").read_text())
     index["parameters"][DENSE]["tensors"]["exp_avg"]["pieces"].pop()
     (checkpoint / "index.json").write_text(json.dumps(index))
-    assert inspect(checkpoint) == 2
+    assert run_tool("inspect_checkpoint", checkpoint) == 2
     assert f"does not cover exp_avg of {DENSE}" in capsys.readouterr().err

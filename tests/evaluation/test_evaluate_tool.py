@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ from megatron_lite.evaluation import Choice, open_replicas
 from megatron_lite.evaluation import tasks as tasks_module
 from megatron_lite.evaluation.tasks import find_tasks
 from megatron_lite.parallel.context import ParallelContext
-from megatron_lite.utils.log import LOGGER
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ParallelContext(0, 1, 0, torch.device("cpu"))
-Run = Callable[..., int]
+RunTool = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("typed") / "tasks", KINDS | missing)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the tool's main in this process, as if typed."""
-    for name in ("handlers", "propagate", "level"):  # which the tools set
-        value = getattr(LOGGER, name)
-        monkeypatch.setattr(LOGGER, name, list(value) if name == "handlers" else value)
-
-    def call(*words: object) -> int:
-        spec = util.spec_from_file_location("tool_evaluate", ROOT / "tools" / "evaluate.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, "tool_evaluate", module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
-        return module.main()
-
-    return call
-
-
 def test_table_and_file(
-    run: Run, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_tool: RunTool, checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, text = tmp_path / "new" / "scores.json", tmp_path / "text.txt"
     text.write_text("A text of one document.")
     words = ["--tasks", "tiny_choice,tiny_rolling", "tiny_writing", "--include-path", folder, "--limit", 3]
     words += ["--num-fewshot", 1, "--text", text, "--output", out, "--iteration", 0]
-    assert run(checkpoint, *words) == 0
+    assert run_tool("evaluate", checkpoint, *words) == 0
     shown = capsys.readouterr().out
     replicas = open_replicas(ALONE, checkpoint, 0)
     choice = Choice(["tiny_choice", "tiny_rolling", "tiny_writing"], folder, 1, 3)
@@ -90,7 +68,7 @@ def test_table_and_file(
     ],
 )
 def test_wrong_words_are_one_line(
-    run: Run,
+    run_tool: RunTool,
     checkpoint: Path,
     folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -104,17 +82,17 @@ def test_wrong_words_are_one_line(
     monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "manager.py"))
     given = words if "--include-path" in words else [*words, "--include-path", str(folder)]
     given = given if "--output" in words else [*given, "--output", "scores.json"]
-    assert run(checkpoint, *given) == 2
+    assert run_tool("evaluate", checkpoint, *given) == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
     assert named in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_lm_eval_the_command_to_install_it_is_told(
-    run: Run, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_tool: RunTool, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks_module, "find_spec", lambda name: None)
-    assert run(checkpoint, "--tasks", "lambada_openai") == 2
+    assert run_tool("evaluate", checkpoint, "--tasks", "lambada_openai") == 2
     assert "pip install --constraint constraints.txt -r requirements-eval.txt" in capsys.readouterr().err
 
 

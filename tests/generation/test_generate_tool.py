@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ from generation.tiny_runs import NEOX, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 from megatron_lite.generation import Sampling, generate, load_model
-from megatron_lite.utils.log import LOGGER
 
 ROOT = Path(__file__).resolve().parents[2]
-Run = Callable[..., int]
+RunTool = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -30,26 +28,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call a tool's main in this process, as if typed."""
-    for name in ("handlers", "propagate", "level"):  # which the tools set
-        value = getattr(LOGGER, name)
-        monkeypatch.setattr(LOGGER, name, list(value) if name == "handlers" else value)
-
-    def call(tool: str, *words: object) -> int:
-        spec = util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, f"tool_{tool}", module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
-        return module.main()
-
-    return call
-
-
 def expected(
     checkpoints: Path, prompts: list[str], sampling: Sampling, count: int, samples: int = 1
 ) -> list[str]:
@@ -57,29 +35,31 @@ def expected(
     return [sample.text for sample in generate(model, prompts, sampling, count, samples)]
 
 
-def test_one_prompt_is_streamed(run: Run, checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generate", checkpoints, "--prompt", "abc", "--greedy", "--max-new-tokens", 12) == 0
+def test_one_prompt_is_streamed(
+    run_tool: RunTool, checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tool("generate", checkpoints, "--prompt", "abc", "--greedy", "--max-new-tokens", 12) == 0
     (text,) = expected(checkpoints, ["abc"], Sampling(0.0, top_k=20), 12)
     assert capsys.readouterr().out == f"abc{text}\n\n"
 
 
 def test_the_runs_keys_are_the_defaults(
-    run: Run, checkpoints: Path, capsys: pytest.CaptureFixture[str]
+    run_tool: RunTool, checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", checkpoints, "--seed", 3) == 0
+    assert run_tool("generate", checkpoints, "--seed", 3) == 0
     (text,) = expected(checkpoints, [""], Sampling(0.7, top_k=20, seed=3), 9)
     assert capsys.readouterr().out == f"{text}\n\n"
 
 
 def test_the_runs_keys_say_where_prompts_come_from(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_tool: RunTool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\ntwo\n")
     make_checkpoint(
         tmp_path / "file", sample_input_file=str(prompts), num_samples=2, maximum_tokens=5, **NEOX
     )
-    assert run("generate", tmp_path / "file") == 0
+    assert run_tool("generate", tmp_path / "file") == 0
     texts = expected(tmp_path / "file", ["one", "two"], Sampling(0.0), 5, 2)
     lines = zip(("one", "one", "two", "two"), texts, strict=True)
     assert capsys.readouterr().out == "".join(f"{prompt}{text}\n---\n" for prompt, text in lines)
@@ -87,23 +67,25 @@ def test_the_runs_keys_say_where_prompts_come_from(
     written = tmp_path / "samples.jsonl"
     keys = {"sample_input_file": str(prompts), "sample_output_file": str(written), "maximum_tokens": 5}
     make_checkpoint(tmp_path / "written", **keys, **NEOX)
-    assert run("generate", tmp_path / "written") == 0
+    assert run_tool("generate", tmp_path / "written") == 0
     assert [json.loads(line)["text"] for line in written.read_text().splitlines()] == texts[::2]
     capsys.readouterr()
 
     make_checkpoint(tmp_path / "person", text_gen_type="interactive", maximum_tokens=5, **NEOX)
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
-    assert run("generate", tmp_path / "person") == 0
+    assert run_tool("generate", tmp_path / "person") == 0
     assert capsys.readouterr().out == f"one{texts[0]}\n\n"
 
 
-def test_a_file_of_prompts_to_json_lines(run: Run, checkpoints: Path, tmp_path: Path) -> None:
+def test_a_file_of_prompts_to_json_lines(run_tool: RunTool, checkpoints: Path, tmp_path: Path) -> None:
     prompts = ["first", "zweiter 漢字", ""]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     words = ["--num-samples", 2, "--top-p", 0.9, "--repetition-penalty", 1.2, "--no-repeat-ngram-size", 3]
     out = tmp_path / "samples.jsonl"
     assert (
-        run("generate", checkpoints, "--prompt-file", tmp_path / "prompts.txt", *words, "--output-file", out)
+        run_tool(
+            "generate", checkpoints, "--prompt-file", tmp_path / "prompts.txt", *words, "--output-file", out
+        )
         == 0
     )
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -114,18 +96,18 @@ def test_a_file_of_prompts_to_json_lines(run: Run, checkpoints: Path, tmp_path: 
 
 
 def test_interactive_answers_each_line(
-    run: Run, checkpoints: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_tool: RunTool, checkpoints: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
-    assert run("generate", checkpoints, "--interactive", "--greedy") == 0
+    assert run_tool("generate", checkpoints, "--interactive", "--greedy") == 0
     one, two = expected(checkpoints, ["one", "two"], Sampling(0.0), 9)
     assert capsys.readouterr().out == f"one{one}\n\ntwo{two}\n\n"
 
 
-def test_another_step(run: Run, checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_step(run_tool: RunTool, checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for step in (0, 7):
-        assert run("generate", checkpoints, "--prompt", "abc", "--greedy", "--iteration", step) == 0
+        assert run_tool("generate", checkpoints, "--prompt", "abc", "--greedy", "--iteration", step) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] != texts[1]
 
@@ -142,7 +124,7 @@ def test_another_step(run: Run, checkpoints: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_wrong_words_are_one_line(
-    run: Run,
+    run_tool: RunTool,
     checkpoints: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
@@ -154,7 +136,7 @@ def test_wrong_words_are_one_line(
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin1.txt").write_bytes("Grüße\n".encode("latin1"))
     out = tmp_path / "samples.jsonl"
-    assert run("generate", checkpoints, *words, "--output-file", out) == 2
+    assert run_tool("generate", checkpoints, *words, "--output-file", out) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert named in captured.err
@@ -163,28 +145,28 @@ def test_wrong_words_are_one_line(
 
 
 def test_convert_and_verify(
-    run: Run, checkpoints: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_tool: RunTool, checkpoints: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "hf"
-    assert run("convert_to_hf", checkpoints, out, "--max-shard-size", "50KB", "--verify") == 0
+    assert run_tool("convert_to_hf", checkpoints, out, "--max-shard-size", "50KB", "--verify") == 0
     assert "verified: largest logit difference" in capsys.readouterr().out
     assert len(list(out.glob("*.safetensors"))) > 1
     tokens = torch.arange(30)[None]
     ours = load_model(checkpoints, torch.device("cpu")).gpt(tokens)
     theirs = AutoModelForCausalLM.from_pretrained(out).eval()(tokens).logits
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
-    assert run("convert_to_hf", checkpoints, out) == 2
+    assert run_tool("convert_to_hf", checkpoints, out) == 2
     assert "already there" in capsys.readouterr().err
 
 
-def test_convert_bf16_of_an_earlier_step(run: Run, checkpoints: Path, tmp_path: Path) -> None:
+def test_convert_bf16_of_an_earlier_step(run_tool: RunTool, checkpoints: Path, tmp_path: Path) -> None:
     out = tmp_path / "hf"
-    assert run("convert_to_hf", checkpoints, out, "--dtype", "bf16", "--iteration", 0, "--verify") == 0
+    assert run_tool("convert_to_hf", checkpoints, out, "--dtype", "bf16", "--iteration", 0, "--verify") == 0
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 def test_a_damaged_checkpoint_is_refused(
-    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_tool: RunTool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     make_checkpoint(tmp_path / "run", **NEOX)
     for file in (tmp_path / "run" / "global_step7").glob("*.safetensors"):
@@ -192,7 +174,7 @@ def test_a_damaged_checkpoint_is_refused(
         content[-5] ^= 1
         file.write_bytes(content)
     for tool, words in (("convert_to_hf", [tmp_path / "hf"]), ("generate", ["--prompt", "a"])):
-        assert run(tool, tmp_path / "run", *words) == 2
+        assert run_tool(tool, tmp_path / "run", *words) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "hf").exists()
 

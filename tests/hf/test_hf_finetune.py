@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from importlib import util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from megatron_lite.checkpoint.index import WEIGHT, read_index
 from megatron_lite.config import load_config
 from megatron_lite.generation import load_model
 from megatron_lite.hf import export_folder, import_folder, verify_folder
-from megatron_lite.utils.log import LOGGER
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+RunTool = Callable[..., int]
 WEIGHTS = "model.safetensors"
 DATA: dict[str, Any] = {
     "seq_length": 32,
@@ -36,25 +34,6 @@ DATA: dict[str, Any] = {
     "eval_interval": 0,
     "optimizer": {"type": "Adam", "params": {"lr": 2e-3}},
 }
-
-
-@pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call the tool's main in this process, as if typed."""
-    for name in ("handlers", "propagate", "level"):  # which the tool sets
-        value = getattr(LOGGER, name)
-        monkeypatch.setattr(LOGGER, name, list(value) if name == "handlers" else value)
-
-    def call(*words: object) -> int:
-        spec = util.spec_from_file_location("tool", ROOT / "tools" / "convert_from_hf.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["convert_from_hf", *map(str, words)])
-        return module.main()
-
-    return call
 
 
 def test_two_tensor_ranks_train_as_one(tmp_path: Path) -> None:
@@ -94,9 +73,12 @@ def test_files_in_half_precision_stay_as_they_are(tmp_path: Path, dtype: torch.d
     assert all(torch.equal(before[key], after[key]) for key in before | after)
 
 
-def test_a_chosen_dtype_rounds_and_is_the_precision(tmp_path: Path, convert: Any) -> None:
+def test_a_chosen_dtype_rounds_and_is_the_precision(tmp_path: Path, run_tool: RunTool) -> None:
     make_folder(tmp_path / "theirs", "mistral", num_key_value_heads=2)
-    assert convert(tmp_path / "theirs", tmp_path / "ours", "--dtype", "bf16", "--verify") == 0
+    assert (
+        run_tool("convert_from_hf", tmp_path / "theirs", tmp_path / "ours", "--dtype", "bf16", "--verify")
+        == 0
+    )
     config = load_config([tmp_path / "ours" / "model.yml"])
     assert config.precision.precision == "bf16"
     theirs = load_file(tmp_path / "theirs" / WEIGHTS)
@@ -106,14 +88,14 @@ def test_a_chosen_dtype_rounds_and_is_the_precision(tmp_path: Path, convert: Any
 
 
 def test_verification_fails_for_another_model(
-    tmp_path: Path, convert: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_tool: RunTool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here one whose gate and up are exchanged by mistake."""
     make_folder(tmp_path / "theirs", "llama")
     monkeypatch.setattr(
         "megatron_lite.hf.transforms.Stacked.to_ours", lambda _, parts: torch.cat(list(reversed(parts)))
     )
-    assert convert(tmp_path / "theirs", tmp_path / "ours", "--verify") == 1
+    assert run_tool("convert_from_hf", tmp_path / "theirs", tmp_path / "ours", "--verify") == 1
     assert "NOT the same model" in capsys.readouterr().out
 
 
@@ -127,7 +109,7 @@ def test_verification_fails_for_another_model(
     ],
 )
 def test_names_of_other_releases(
-    tmp_path: Path, convert: Any, family: str, fields: dict[str, Any], rename: Any
+    tmp_path: Path, run_tool: RunTool, family: str, fields: dict[str, Any], rename: Any
 ) -> None:
     make_folder(tmp_path / "theirs", family, **fields)
     import_folder(tmp_path / "theirs", tmp_path / "ours")
@@ -140,22 +122,22 @@ def test_names_of_other_releases(
     assert all(torch.equal(ours[name], again[name]) for name in ours | again)
 
 
-def test_a_tied_head_may_be_written_twice(tmp_path: Path, convert: Any) -> None:
+def test_a_tied_head_may_be_written_twice(tmp_path: Path, run_tool: RunTool) -> None:
     make_folder(tmp_path / "theirs", "llama", tie_word_embeddings=True)
     tensors = load_file(tmp_path / "theirs" / WEIGHTS)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, tmp_path / "theirs" / WEIGHTS, metadata={"format": "pt"})
-    assert convert(tmp_path / "theirs", tmp_path / "ours", "--verify") == 0
+    assert run_tool("convert_from_hf", tmp_path / "theirs", tmp_path / "ours", "--verify") == 0
     assert "embed_out.weight" not in dict(read_weights(tmp_path / "ours"))
 
 
-def test_old_spelling_of_rotary_fields(tmp_path: Path, convert: Any) -> None:
+def test_old_spelling_of_rotary_fields(tmp_path: Path, run_tool: RunTool) -> None:
     """As files of transformers 4 have it: scaling in a dictionary, the base beside."""
     make_folder(tmp_path / "theirs", "llama", num_key_value_heads=2)
     scaling = {"type": "linear", "factor": 2.0}
     edit_config(tmp_path / "theirs", rope_parameters=None, rope_scaling=scaling, rope_theta=500000.0)
-    assert convert(tmp_path / "theirs", tmp_path / "ours", "--verify") == 0
+    assert run_tool("convert_from_hf", tmp_path / "theirs", tmp_path / "ours", "--verify") == 0
     model = load_config([tmp_path / "ours" / "model.yml"]).model
     assert (model.rope_scaling.rope_type, model.rope_scaling.factor) == ("linear", 2.0)
     assert model.rotary_emb_base == 500000
@@ -176,11 +158,11 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "again").bos_token_id == ord("a")
 
 
-def test_rows_added_on_request(tmp_path: Path, convert: Any) -> None:
+def test_rows_added_on_request(tmp_path: Path, run_tool: RunTool) -> None:
     """For ids of the tokenizer (257) beyond the folder's rows, and for tensor parallelism."""
     make_folder(tmp_path / "theirs", "phi", vocab_size=251, eos_token_id=1, bos_token_id=1)
     options = ("--make-vocab-size-divisible-by", 64, "--verify")
-    assert convert(tmp_path / "theirs", tmp_path / "ours", *options) == 0
+    assert run_tool("convert_from_hf", tmp_path / "theirs", tmp_path / "ours", *options) == 0
     ours, theirs = dict(read_weights(tmp_path / "ours")), load_file(tmp_path / "theirs" / WEIGHTS)
     for name, their_name in (
         ("embed_in.weight", "model.embed_tokens.weight"),

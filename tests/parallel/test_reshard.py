@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 
 from megatron_lite.checkpoint import find_checkpoint, verify
 
-ROOT = Path(__file__).resolve().parents[2]
 STEP = 3
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
@@ -66,13 +64,6 @@ def words(keys: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
-def reshard(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The tool's exit status."""
-    monkeypatch.setattr(sys, "argv", ["reshard_checkpoint.py", *map(str, arguments)])
-    main = runpy.run_path(str(ROOT / "tools" / "reshard_checkpoint.py"))["main"]
-    return main()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of one rank, and of each layout as its ranks wrote it after loading that one."""
@@ -100,36 +91,38 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_it_is_what_the_ranks_of_the_layout_write(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, run_tool: Callable[..., int]
 ) -> None:
     for name, keys in LAYOUTS.items():
         out = tmp_path / name
-        assert reshard(monkeypatch, folder / "one", out, "--set", "world_size=4", *words(keys)) == 0
+        assert run_tool("reshard_checkpoint", folder / "one", out, "--set", "world_size=4", *words(keys)) == 0
         assert_same(find_checkpoint(out), find_checkpoint(folder / name))
         verify(out)
     # Without world_size there are as many replicas as before (two), here told by a file.
     (tmp_path / "target.yml").write_text("model-parallel-size: 1\npipe-parallel-size: 2\n")
     out = tmp_path / "chained"
-    assert reshard(monkeypatch, folder / "tensor", out, "--config", tmp_path / "target") == 0
+    assert run_tool("reshard_checkpoint", folder / "tensor", out, "--config", tmp_path / "target") == 0
     assert len(list(find_checkpoint(out).glob("weights_*"))) == 4
     again = tmp_path / "again"
     back = words({**LAYOUTS["pipe"], "zero_optimization": {"stage": 0}, "world_size": 4})
-    assert reshard(monkeypatch, out, again, "--set", *back) == 0
+    assert run_tool("reshard_checkpoint", out, again, "--set", *back) == 0
     assert_same(find_checkpoint(again), find_checkpoint(folder / "pipe"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_experts_and_other_optimizers(
-    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: Path, tmp_path: Path, run_tool: Callable[..., int]
 ) -> None:
     model, keys = TARGETS[name]
-    assert reshard(monkeypatch, folder / model, tmp_path, "--set", "world_size=4", *words(keys)) == 0
+    assert (
+        run_tool("reshard_checkpoint", folder / model, tmp_path, "--set", "world_size=4", *words(keys)) == 0
+    )
     assert_same(find_checkpoint(tmp_path), find_checkpoint(folder / name))
     verify(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, run_tool: Callable[..., int]) -> None:
     """Cut for two ranks, from one rank and from four, and loaded by them: losses, norms, state bit by bit."""
     divided, stage1 = {"expert_parallel_size": 2}, {"zero_optimization": {"stage": 1}}
     whole = ["expert_parallel_size=1", "pipe_parallel_size=1", "model_parallel_size=1"]
@@ -141,7 +134,7 @@ def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, monkeypatch: 
         ("muon-2", "muon-parameters", "muon", {"zero_optimization": {"stage": 2}}),
     ):
         cut = [*(word for word in whole if word.split("=")[0] not in keys), "world_size=2", *words(keys)]
-        assert reshard(monkeypatch, folder / source, folder / f"{name}-cut", "--set", *cut) == 0
+        assert run_tool("reshard_checkpoint", folder / source, folder / f"{name}-cut", "--set", *cut) == 0
         assert len(list(find_checkpoint(folder / f"{name}-cut").glob("weights_*"))) == 2
         more = {} if model is None else {"keys": MODELS[model] | keys, **samples(model)}
         case = Case(f"{name}-loaded", **{"keys": keys, **more}, first=STEP, last=STEP + 2, load=f"{name}-cut")
@@ -154,7 +147,7 @@ def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, monkeypatch: 
 
 
 def test_what_cannot_be_is_said_and_writes_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     occupied = tmp_path / "occupied"
     occupied.mkdir()
@@ -180,7 +173,7 @@ def test_what_cannot_be_is_said_and_writes_nothing(
         ),
         ((folder / "one", out, "--iteration", 9), "complete ones are there for steps 3"),
     ]:
-        assert reshard(monkeypatch, *arguments) == 2
+        assert run_tool("reshard_checkpoint", *arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert expected in error
