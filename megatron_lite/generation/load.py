@@ -16,6 +16,7 @@ from megatron_lite.checkpoint.layouts.layout import region_of
 from megatron_lite.checkpoint.load import check_model
 from megatron_lite.checkpoint.read import check_weights
 from megatron_lite.checkpoint.together import together
+from megatron_lite.checkpoint.tokenizer_beside import with_tokenizer_beside
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.config.sections.model import ModelSection
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
@@ -74,7 +75,8 @@ def load_shared(
     path = find_checkpoint(checkpoint, step)
     reader = ElementReader.of(path)
     # The training's kernels may not exist on this device, and compiling does not pay for a few tokens.
-    config = config_from_keys(reader.index.config | {"attention_backend": "auto", "torch_compile": False})
+    keys = with_tokenizer_beside(reader.index.config, path)
+    config = config_from_keys(keys | {"attention_backend": "auto", "torch_compile": False})
     check_divides(config.model, context.tensor.size)
     if dtype is None:
         dtype = torch.float32 if context.device.type == "cpu" else DTYPES[config.precision.precision]

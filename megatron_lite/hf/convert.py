@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from megatron_lite.checkpoint import find_checkpoint, read_config, read_weights
+from megatron_lite.checkpoint.tokenizer_beside import with_tokenizer_beside
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.hf.families import choose_family
@@ -60,7 +61,7 @@ def export_folder(
     See :func:`write_folder`. Raises :class:`CheckpointError` when the checkpoint is missing or incomplete.
     """
     path = find_checkpoint(checkpoint)
-    config = config_from_keys(read_config(path))
+    config = config_from_keys(with_tokenizer_beside(read_config(path), path))
     tokenizer = load_tokenizer(config.data)
     write_folder(out, config, read_weights(path), tokenizer, dtype, max_shard_size, family)
 

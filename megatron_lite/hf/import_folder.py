@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_lite.checkpoint.tokenizer_beside import TOKENIZER_FOLDER
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.config.reader import to_yaml
 from megatron_lite.data.tokenizers import load_tokenizer
@@ -22,8 +23,6 @@ from megatron_lite.hf.transforms import Extended
 from megatron_lite.hf.whole import check_free, whole_folder
 from megatron_lite.utils.errors import CheckpointError
 from megatron_lite.utils.log import LOGGER
-
-TOKENIZER_FOLDER = "tokenizer"
 
 LENGTH = 2048
 """``seq_length`` at most: a model's longest context is more than most people train with."""
