@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import by_name, random_tokens, scatter_weights, small_config, small_gpt
-from test_against_transformers import assert_same_logits, llama_weights
+from small_models import by_name, random_tokens, small_config, small_gpt
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers_models import check_llama_like
 
 from megatron_lite.model.frequencies import ROPE_TYPES, Rope, frequencies
 from megatron_lite.utils.errors import ConfigError
@@ -97,37 +97,9 @@ MODELS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("scaling", MODELS, ids=lambda scaling: scaling["rope_type"])
 def test_logits_and_generation(scaling: dict[str, Any]) -> None:
-    """Those of transformers' Llama, beyond the original length; then the same by a cache, in two pieces."""
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=128,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=96,
-            max_position_embeddings=32,
-            rope_parameters={**scaling, "rope_theta": 10000.0},
-        )
-    )
-    scatter_weights(theirs)
-    ours = small_gpt(
-        pos_emb="rotary",
-        rope_scaling=scaling,
-        num_kv_heads=2,
-        norm="rmsnorm",
-        rms_norm_epsilon=1e-6,
-        activation="swiglu",
-        intermediate_size=3 * 96,
-        no_weight_tying=True,
-        use_bias_in_attn_linear=False,
-        use_bias_in_mlp=False,
-    )
-    assert_same_logits(theirs, ours, llama_weights(dict(theirs.named_parameters()), 2))
-    tokens, cache = random_tokens(2, 24), ours.new_cache(2, 24)
-    with torch.no_grad():
-        pieces = torch.cat([ours(tokens[:, :5], cache), ours(tokens[:, 5:], cache)], 1)
-        torch.testing.assert_close(pieces, ours(tokens), rtol=0, atol=1e-5)
+    """Those of transformers' Llama, beyond the original length; then the same by a cache, in pieces."""
+    fields = {"max_position_embeddings": 32, "rope_parameters": {**scaling, "rope_theta": 10000.0}}
+    check_llama_like(LlamaForCausalLM, LlamaConfig, 2, fields, rope_scaling=scaling)
 
 
 def test_turned_heads_are_scaled_in_the_gradient_too() -> None:
