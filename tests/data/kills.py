@@ -30,9 +30,20 @@ def run_quietly(inputs: Sequence[str], prefix: Path, settings: EncodeSettings, w
     preprocess(inputs, prefix, settings, workers, on_error="skip")
 
 
+def noted(prefix: Path) -> int:
+    """Bytes of an unfinished run's journal, in which each task that is done has a line; 0 without a run."""
+    try:
+        return (prefix.with_name(f"{prefix.name}.partial") / "journal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def check_killed_runs(inputs: Sequence[str], folder: Path, settings: EncodeSettings, kills: int) -> int:
     """Kill runs ``kills`` times, each begun again until it ends: its files must be those of a run that was
-    left alone. Returns how many of the killed runs had something to continue."""
+    left alone. Returns how many of the killed runs had something to continue.
+
+    When one is killed depends on what it has done, for its pace is that of a machine with other work: some as
+    they start, some as they end; and some may end."""
 
     def start(prefix: Path, workers: int) -> multiprocessing.process.BaseProcess:
         process = CONTEXT.Process(target=run_quietly, args=(inputs, prefix, settings, workers))
@@ -40,7 +51,10 @@ def check_killed_runs(inputs: Sequence[str], folder: Path, settings: EncodeSetti
         return process
 
     begin = time.monotonic()
-    start(folder / "whole", 2).join()
+    process, whole = start(folder / "whole", 2), 0
+    while process.is_alive():
+        whole = max(whole, noted(folder / "whole"))
+        process.join(0.001)
     seconds = time.monotonic() - begin
     expected = outputs(folder / "whole")
     assert len(expected) == 3 * len(settings.keys)
@@ -51,8 +65,14 @@ def check_killed_runs(inputs: Sequence[str], folder: Path, settings: EncodeSetti
         runs += 1
         finished = False
         while not finished:
+            share = generator.uniform(-0.3, 1.3)
+            goal = min(noted(prefix) + share * whole, whole)
             process = start(prefix, generator.choice([1, 2, 3]))
-            process.join(generator.uniform(0, seconds))
+            if share > 1:
+                process.join()
+            while process.is_alive() and noted(prefix) < goal:
+                process.join(0.001)
+            process.join(generator.uniform(0, seconds / 10))  # then at any moment
             if process.is_alive():
                 continued += prefix.with_name(f"{prefix.name}.partial").exists()
                 with_workers = generator.random() < 0.5
