@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +13,7 @@ from megatron_lite.config import Config, config_from_keys
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_lite.hf.families import choose_family
 from megatron_lite.hf.family import Family
+from megatron_lite.hf.generation_settings import GENERATION, exported_settings, write_json
 from megatron_lite.hf.shards import write_shards
 from megatron_lite.hf.tokenizer_files import write_tokenizer
 from megatron_lite.hf.whole import whole_folder
@@ -100,13 +99,10 @@ def write_folder(
         name = str(dtype).removeprefix("torch.")
         # transformers 5 reads dtype, older releases and other readers torch_dtype.
         dtypes = {"dtype": name, "torch_dtype": name}
-        _write_json(folder / "config.json", {**chosen.config(config), **special, **dtypes})
         # Ids of the vocabulary's padding have no text.
-        padding = list(range(tokenizer.vocab_size, config.model.padded_vocab_size))
-        suppressed = {"suppress_tokens": padding} if padding else {}
-        _write_json(folder / "generation_config.json", {**special, **suppressed})
+        padding = range(tokenizer.vocab_size, config.model.padded_vocab_size)
+        settings = exported_settings(config.data, special, padding)
+        write_json(folder / GENERATION, settings)
+        special["eos_token_id"] = settings["eos_token_id"]
+        write_json(folder / "config.json", {**chosen.config(config), **special, **dtypes})
         write_shards(to_hf(chosen, config, tensors, dtype), folder, max_shard_size)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from megatron_lite.hf.assemble import MODEL_FILE, PRECISIONS, left_over, write_c
 from megatron_lite.hf.families import family_of
 from megatron_lite.hf.family import Entry, Family
 from megatron_lite.hf.fields import Fields
+from megatron_lite.hf.generation_settings import keep_settings
 from megatron_lite.hf.stored import StoredTensors
 from megatron_lite.hf.tokenizer_files import copy_tokenizer, find_tokenizer
 from megatron_lite.hf.transforms import Extended
@@ -89,6 +90,7 @@ def import_folder(
     names = match(family, table, config, stored)
     with whole_folder(out) as temporary:
         copy_tokenizer(folder, temporary / TOKENIZER_FOLDER)
+        keep_settings(folder, fields, temporary)
         (temporary / MODEL_FILE).write_text(
             f"# {folder.absolute().name}, imported from Hugging Face.\n{to_yaml(keys)}", encoding="utf-8"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer, TokenizerKeys
 from megatron_lite.data.tokenizers.huggingface import HFTokenizer, named_token, read_tokenizer_config
@@ -22,7 +23,10 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""All that transformers writes about a tokenizer."""
+"""All files that transformers writes about a tokenizer."""
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""And the folder with chat templates that have names."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,11 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if (source / MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / MORE_TEMPLATES, target / MORE_TEMPLATES)
 
 
-def write_tokenizer(keys: TokenizerKeys, tokenizer: Tokenizer, folder: Path) -> dict[str, int | None]:
+def write_tokenizer(keys: TokenizerKeys, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Write ``tokenizer``, loaded by ``keys``, into ``folder``; the ids that config.json names.
 
     Files that transformers made (a tokenizer.json with a tokenizer_config.json beside it) are copied: they
