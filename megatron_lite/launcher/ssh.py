@@ -50,7 +50,7 @@ minutes is lost: its network or its power has failed. A terminal, which the user
 would take the orders for typed text."""
 
 BROKEN_SECONDS = 60.0
-"""How long ranks may take to save and end when another host's connection has broken: no rank has failed."""
+"""How long ranks may take to save and end when none of them has failed, but a connection or the launcher."""
 
 SSH_FAILED = 255
 HOST_PROGRAM = "import sys; from megatron_lite.launcher.host import main; sys.exit(main())"
@@ -134,7 +134,7 @@ class _Hosts:
     @staticmethod
     def _tell(process: subprocess.Popen[bytes], line: str) -> None:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # has ended
+        with contextlib.suppress(BrokenPipeError, ValueError):  # has ended, or is closed
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()
 
@@ -155,10 +155,13 @@ class _Hosts:
                 while True:
                     self._tell(process, self.untold[name].popleft().name)
 
+    def _runs(self) -> bool:
+        return None in [process.poll() for process in self.processes.values()]
+
     def wait(self) -> int:
         """Wait until every host has ended, ending the others when one fails; return the run's exit status."""
         status, began, grace, lost_since = 0, 0.0, GRACE_SECONDS, 0.0
-        while None in [process.poll() for process in self.processes.values()]:
+        while self._runs():
             time.sleep(POLL_SECONDS)
             failed = self._failed()
             lost_since = lost_since or (time.monotonic() if failed else 0.0)
@@ -201,9 +204,14 @@ class _Hosts:
         return 0
 
     def close(self) -> None:
-        """Leave no host alone: the end of its input ends its ranks."""
+        """Leave no host alone: the end of its input lets its ranks save and end."""
         for process in self.processes.values():
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
+        until = time.monotonic() + BROKEN_SECONDS
+        while self._runs() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        self._kill()
+        for process in self.processes.values():
             process.wait()

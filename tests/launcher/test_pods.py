@@ -113,7 +113,9 @@ def test_the_manifest_describes_a_job_that_finds_itself() -> None:
 
 def test_deepy_starts_the_ranks_of_its_pod(tmp_path: Path) -> None:
     names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
-    (tmp_path / "probe.py").write_text(f"import os; print(*(os.environ[name] for name in {names}))")
+    (tmp_path / "probe.py").write_text(
+        f"import os; os.write(1, (' '.join(os.environ[name] for name in {names}) + '\\n').encode())"
+    )
     (tmp_path / "tiny.yml").write_text(
         "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 32\n"
     )
@@ -121,7 +123,7 @@ def test_deepy_starts_the_ranks_of_its_pod(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "deepy.py"), "probe.py", "tiny"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **PYTORCH_JOB},
-        capture_output=True, text=True, timeout=100,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert sorted(run.stdout.splitlines()) == [

@@ -100,7 +100,7 @@ def test_two_hosts_follow_the_losses_of_one(hosts: list[list[str]], tmp_path: Pa
     started = [start([], "one", 2)]
     started += [start(hosts[index], "two", 1, **job, NODE_RANK=str(index)) for index in range(2)]
     try:
-        said = [process.communicate(timeout=90)[0] for process in started]
+        said = [process.communicate(timeout=400)[0] for process in started]
     finally:
         for process in started:
             process.terminate()

@@ -100,7 +100,7 @@ def test_a_signal_lets_the_ranks_save(tmp_path: Path) -> None:
         line = next(line for line in iter(process.stdout.readline, "") if line.startswith("meet"))
         assert line.startswith("meet anywhere:4000 --nodes=2")
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     finally:
         process.kill()
     assert (process.returncode, out) == (0, "asked to stop\n"), err
