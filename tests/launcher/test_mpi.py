@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +108,38 @@ def test_whole_hosts_and_fewer_ranks_are_possible(launcher: Any, given: dict[str
 def test_what_they_cannot_do(launcher: Any, hosts: str, given: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         words(hosts, launcher=launcher, **given)
+
+
+FAILS = """
+import sys
+from megatron_lite.utils.hydra import end_other_ranks
+
+print("of standard output")
+print("of standard error", file=sys.stderr)
+end_other_ranks(3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there does a pipe tell its writer what is unread")
+@pytest.mark.parametrize("order", [["output", "error"], ["error", "output"]])
+def test_hydra_learns_of_a_failure_when_it_has_read_the_output(order: list[str]) -> None:
+    """It reads the output and what ranks tell it in any order, and then drops the rest of the output."""
+    hydra, rank = socket.socketpair()
+    hydra.settimeout(60)
+    environment = {**os.environ, "MPI_LOCALNRANKS": "2", "PMI_FD": str(rank.fileno())}
+    environment.pop("PYTHONUNBUFFERED", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", FAILS], cwd=ROOT, env=environment, pass_fds=[rank.fileno()],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        pipes: dict[str, Any] = {"output": process.stdout, "error": process.stderr}
+        for name in order:
+            assert select.select([pipes[name]], [], [], 60)[0]
+            assert not select.select([hydra], [], [], 0.3)[0], "told before all is read"
+            assert os.read(pipes[name].fileno(), 100) == f"of standard {name}\n".encode()
+        assert hydra.recv(100) == b"cmd=abort exitcode=3\n"
+    hydra.close()
+    rank.close()
 
 
 @pytest.mark.parametrize(("launcher", "program"), [("openmpi", "mpirun"), ("impi", "mpiexec.hydra")])

@@ -23,8 +23,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10
-SECONDS = 60
-"""Within which a run must have ended."""
+SECONDS = 180
+"""Within which a run must have begun, and ended, also on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def ended(process: subprocess.Popen[str], run: Path, mpi: Mpi) -> tuple[str, str
     except subprocess.TimeoutExpired:
         kill(process, run, mpi)
         raise
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SECONDS
     while ranks(run, mpi) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not ranks(run, mpi), err
@@ -166,7 +166,7 @@ def test_a_killed_rank_ends_the_run(mpi: Mpi, folder: Path) -> None:
     os.kill(ranks(run, mpi)[1], signal.SIGKILL)
     out, err = ended(process, run, mpi)
     assert process.returncode == mpi.killed, err
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < SECONDS / 3
     assert "another rank has ended" in err or "ignal 9" in out + err
     assert "Traceback" not in out + err
 
@@ -211,7 +211,7 @@ from megatron_lite.utils.errors import DataError, command_line
 def main():
     if os.environ["{rank}"] == "1":
         raise {error}("no such corpus here")
-    time.sleep(60)
+    time.sleep(600)
 
 sys.exit(main())
 """
@@ -222,6 +222,6 @@ def test_a_rank_that_fails_alone_ends_the_others(mpi: Mpi, error: str, status: i
     """Before they have met: later, the others see that the connection to it breaks."""
     script = FAILS_ALONE.format(rank=mpi.rank, error=error)
     words = [mpi.program, *mpi.options, "-host", "localhost:2", "-n", "2", sys.executable, "-c", script]
-    run = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=20)
+    run = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == status, run.stderr
     assert "no such corpus here" in run.stderr
