@@ -18,7 +18,7 @@ from megatron_lite.launcher.local import FORWARDED, end_with_parent, hang_up_onc
 from megatron_lite.launcher.mpi import KILL, MPI_LAUNCHERS, STOP, environment_file, exported, mpi_command
 from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
-from megatron_lite.launcher.ssh import start_over_ssh
+from megatron_lite.launcher.ssh import address_of, start_over_ssh
 from megatron_lite.utils.log import LOGGER
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -36,14 +36,21 @@ def start_on_hosts(keys: LauncherSection, resources: Resources, script: str, arg
     command = [sys.executable, "-u", script, *arguments]
     if keys.launcher == "slurm":
         return _start_with_slurm(keys, resources, command)
-    # Launchers that hand on the environment tell the ranks so where they meet.
-    os.environ.update(MASTER_ADDR=_meeting_host(keys, resources), MASTER_PORT=str(_port(keys)))
+    host, port = _meeting_point(keys, resources)
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # MPI hands them on
     if keys.launcher in MPI_LAUNCHERS:
         return _start_with_mpi(keys, resources, command)
     environment = {**os.environ, **environment_file()}
-    return start_over_ssh(
-        keys, resources, command, {name: environment[name] for name in exported(environment)}
-    )
+    variables = {name: environment[name] for name in exported(environment)}
+    return start_over_ssh(keys, resources, command, variables, (host, port))
+
+
+def _meeting_point(keys: LauncherSection, resources: Resources) -> tuple[str, int]:
+    """Host and port where the ranks meet. Those of SLURM find their first host by themselves."""
+    host = keys.master_addr or resources.first_host
+    if keys.launcher == "pdsh" and not keys.master_addr and not keys.no_ssh_check:
+        host = address_of(next(iter(resources.hosts)), keys)
+    return host, keys.master_port or DEFAULT_PORT
 
 
 def _start_with_mpi(keys: LauncherSection, resources: Resources, command: Sequence[str]) -> int:
@@ -108,11 +115,3 @@ class _HostLauncher(subprocess.Popen[bytes]):
         status = super().wait(timeout)
         self.returncode = 128 - status if status < 0 else status
         return self.returncode
-
-
-def _meeting_host(keys: LauncherSection, resources: Resources) -> str:
-    return keys.master_addr or resources.first_host
-
-
-def _port(keys: LauncherSection) -> int:
-    return keys.master_port or DEFAULT_PORT

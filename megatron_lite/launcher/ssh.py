@@ -31,7 +31,6 @@ from megatron_lite.launcher.local import (
     hang_up_once,
     receiving_signals,
 )
-from megatron_lite.launcher.pods import DEFAULT_PORT
 from megatron_lite.launcher.resources import Resources
 from megatron_lite.utils.errors import HANG, LOST_RANK, ConfigError
 from megatron_lite.utils.log import LOGGER
@@ -57,18 +56,20 @@ HOST_PROGRAM = "import sys; from megatron_lite.launcher.host import main; sys.ex
 
 
 def start_over_ssh(
-    keys: LauncherSection, resources: Resources, command: Sequence[str], variables: Mapping[str, str]
+    keys: LauncherSection,
+    resources: Resources,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    meeting: tuple[str, int],
 ) -> int:
     """Run ``command`` as every rank of ``resources``, with ``variables``; return the exit status of the run.
 
-    It is 0 when all hosts end with 0, also after a SIGINT or SIGTERM, which reach the ranks so that they can
-    save (a second one kills). When a host ends otherwise, the others are ended within seconds and its status
-    is returned. Raises ConfigError when the first host cannot be reached.
+    The ranks meet at ``meeting``, host and port. The status is 0 when all hosts end with 0, also after a
+    SIGINT or SIGTERM, which reach the ranks so that they can save (a second one kills). When a host ends
+    otherwise, the others are ended within seconds and its status is returned. Raises ConfigError when
+    ``launcher_args`` has an option that would hide the end of ssh.
     """
-    ssh = ["ssh", *_own_options(keys), *OPTIONS]
-    names = list(resources.hosts)
-    address = keys.master_addr or (resources.first_host if keys.no_ssh_check else _address(ssh, names[0]))
-    group = _Hosts(ssh, names)
+    group = _Hosts(_ssh(keys), list(resources.hosts))
     first = 0
     with receiving_signals(group.receive):
         try:
@@ -76,13 +77,17 @@ def start_over_ssh(
                 group.start(
                     HostOrder(
                         name, command, dict(variables), list(slots), resources.chosen, first, resources.ranks,
-                        address, keys.master_port or DEFAULT_PORT,
+                        *meeting,
                     )
                 )  # fmt: skip
                 first += len(slots)
             return group.wait()
         finally:
             group.close()
+
+
+def _ssh(keys: LauncherSection) -> list[str]:
+    return ["ssh", *_own_options(keys), *OPTIONS]
 
 
 def _own_options(keys: LauncherSection) -> list[str]:
@@ -96,11 +101,14 @@ def _own_options(keys: LauncherSection) -> list[str]:
     return words
 
 
-def _address(ssh: Sequence[str], host: str) -> str:
-    """The first address of ``host`` as the host itself says, which other hosts may reach by no other name."""
+def address_of(host: str, keys: LauncherSection) -> str:
+    """The first address of ``host`` as the host itself says, which other hosts may reach by no other name.
+
+    Raises ConfigError when ssh does not reach it, or is not installed.
+    """
     try:
         asked = subprocess.run(
-            [*ssh, host, "hostname", "-I"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            [*_ssh(keys), host, "hostname", "-I"], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
         raise ConfigError("launcher pdsh: ssh is not installed, or not in PATH") from None
