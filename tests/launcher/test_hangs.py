@@ -27,7 +27,7 @@ import os, sys
 from megatron_lite.launcher import local
 from megatron_lite.utils.log import setup_logging
 setup_logging()
-local.GRACE_SECONDS = 2.0
+local.GRACE_SECONDS, local.STACK_SECONDS = 4.0, 2.0
 sys.exit(local.start_ranks([sys.executable, "-c", sys.argv[1]], 3, os.environ))
 """
 HANGS = """
@@ -64,7 +64,15 @@ def test_every_rank_shows_its_stack_wherever_it_hangs() -> None:
     assert re.search(r"rank [01] ended with exit status 124: a rank hangs", run.stderr)
 
 
+WATCHDOGS: list[Watchdog] = []
+"""Those of this process."""
+
+
 def never_back(*_: object) -> Any:
+    """Hang, and be found soon: until now, the run had the time that it takes on a busy machine."""
+    for watchdog in WATCHDOGS:
+        watchdog._timeout = 3.0
+        watchdog.sign(watchdog._sign.doing)
     time.sleep(600)
 
 
@@ -99,19 +107,21 @@ def hanging_rank(what: str, folder: Path) -> None:
     """Two ranks of a real run, of which the second does not come back from ``what``."""
     from training.training_runs import KEYS, train_rank, write_corpus
 
+    enter = Watchdog.__enter__
+    Watchdog.__enter__ = lambda self: (WATCHDOGS.append(self), enter(self))[1]  # type: ignore[method-assign]
     if os.environ["RANK"] == "1":
         HANGS_OF_RANK_1[what][0]()
     own = folder / os.environ["RANK"]
     own.mkdir()
-    keys = {**KEYS, "data_path": str(write_corpus(own)), "run_dir": str(folder), "distributed_timeout": 5}
+    keys = {**KEYS, "data_path": str(write_corpus(own)), "run_dir": str(folder), "distributed_timeout": 200}
     train_rank({**keys, "eval_interval": 2, "checkpoint_factor": 4}, 2)
 
 
 @pytest.mark.parametrize("what", HANGS_OF_RANK_1)
 def test_a_rank_that_hangs_in_a_run(what: str, tmp_path: Path) -> None:
-    """Whoever speaks first (a rank that waits may), both ranks show where they are."""
+    """The rank that waits for it shows its stacks, too."""
     with pytest.raises(AssertionError) as caught:
-        run_ranks(hanging_rank, 2, what, tmp_path, timeout=100)
+        run_ranks(hanging_rank, 2, what, tmp_path, timeout=300)
     report = str(caught.value)
     _, function, doing = HANGS_OF_RANK_1[what]
     assert re.search(rf"^\[rank 1\] .*in {doing}\. Its Python stacks:$", report, re.MULTILINE)

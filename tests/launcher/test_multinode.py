@@ -218,7 +218,7 @@ def test_a_launcher_that_a_signal_ends(hostfile: str, tmp_path: Path) -> None:
     try:
         assert started is not None, process.communicate()[1]
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=200)
     finally:
         process.kill()
         if started is not None:
@@ -232,7 +232,7 @@ FAKE_LAUNCHER = """#!/bin/bash
 trap 'touch stopped-by-{stop}; exit' {stop}
 [[ "$1" != --version ]] || {{ echo Open MPI; exit; }}
 echo "place ${{RANK-}}${{WORLD_SIZE-}}${{LOCAL_RANK-}}${{LOCAL_WORLD_SIZE-}} typed $(cat)."
-for _ in {{1..200}}; do sleep 0.1; done
+for _ in {{1..1200}}; do sleep 0.1; done
 """
 
 
@@ -265,7 +265,7 @@ def test_a_launcher_is_alone_with_its_ranks(
         assert line == "place  typed .\n"
         process.kill()
         process.wait()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 100
         while not (tmp_path / f"stopped-by-{stop}").exists():
             assert time.monotonic() < until, "it runs on"
             time.sleep(0.05)
