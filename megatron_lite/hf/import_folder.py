@@ -19,7 +19,7 @@ from megatron_lite.hf.family import Entry, Family
 from megatron_lite.hf.fields import Fields
 from megatron_lite.hf.generation_settings import keep_settings
 from megatron_lite.hf.stored import StoredTensors
-from megatron_lite.hf.tokenizer_files import copy_tokenizer, find_tokenizer
+from megatron_lite.hf.tokenizer_files import find_tokenizer
 from megatron_lite.hf.transforms import Extended
 from megatron_lite.hf.whole import check_free, whole_folder
 from megatron_lite.utils.errors import CheckpointError
@@ -89,7 +89,7 @@ def import_folder(
     table = _extended(family.table(config), rows, config.model.padded_vocab_size - rows)
     names = match(family, table, config, stored)
     with whole_folder(out) as temporary:
-        copy_tokenizer(folder, temporary / TOKENIZER_FOLDER)
+        tokenizer.write(temporary / TOKENIZER_FOLDER)
         keep_settings(folder, fields, temporary)
         (temporary / MODEL_FILE).write_text(
             f"# {folder.absolute().name}, imported from Hugging Face.\n{to_yaml(keys)}", encoding="utf-8"

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer, TokenizerKeys
-from megatron_lite.data.tokenizers.huggingface import HFTokenizer, named_token, read_tokenizer_config
+import tokenizers
+
+from megatron_lite.data.tokenizers import END_OF_TEXT, Tokenizer, TokenizerKeys, load_tokenizer
+from megatron_lite.data.tokenizers.huggingface import (
+    HFTokenizer,
+    named_token,
+    read_library,
+    read_tokenizer_config,
+)
 from megatron_lite.utils.errors import DataError
 
 CONFIG = "tokenizer_config.json"
@@ -36,11 +43,40 @@ class TokenizerFiles:
     tokenizer_type: str
     vocab_file: Path
     merge_file: Path | None = None
+    begin: str | None = None
+    """What goes before every text: then a tokenizer.json is made of the sentencepiece model, which adds no
+    token by itself."""
 
     def moved_to(self, folder: Path) -> dict[str, str]:
-        """The same keys for the files' copies in ``folder``, as a run's YAML has them."""
+        """The same keys for the files that :meth:`write` puts in ``folder``, as a run's YAML has them."""
+        if self.begin is not None:
+            return {"tokenizer_type": "HFTokenizer", "vocab_file": str(folder / "tokenizer.json")}
         keys = {"tokenizer_type": self.tokenizer_type, "vocab_file": str(folder / self.vocab_file.name)}
         return keys | ({"merge_file": str(folder / self.merge_file.name)} if self.merge_file else {})
+
+    def write(self, folder: Path) -> None:
+        """Write the tokenizer's files into the new ``folder``.
+
+        Raises:
+            DataError: ``begin`` is given, and the sentencepiece model has no such token, or no tokenizer.json
+                gives its ids.
+        """
+        folder.mkdir()
+        if self.begin is not None:
+            tokenizer = load_tokenizer(self)
+            tokenizer.save_pretrained(folder)
+            library, file = read_library(folder)
+            token = self.begin, library.token_to_id(self.begin)
+            if token[1] is None:
+                raise DataError(
+                    f"{self.vocab_file} has no {self.begin}, which {CONFIG} puts before every text "
+                    "(add_bos_token, bos_token): correct one of them, or put a tokenizer.json there"
+                )
+            library.post_processor = tokenizers.processors.TemplateProcessing(
+                single=f"{self.begin} $A", pair=f"{self.begin} $A {self.begin} $B", special_tokens=[token]
+            )
+            library.save(str(file))
+        copy_tokenizer(self.vocab_file.parent, folder)
 
 
 def find_tokenizer(folder: Path) -> TokenizerFiles:
@@ -51,8 +87,13 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
     """
     if (folder / "tokenizer.json").is_file():
         return TokenizerFiles("HFTokenizer", folder / "tokenizer.json")
-    if (folder / "tokenizer.model").is_file() and _adds_only(folder, "</s>", {"<unk>", "<s>", "</s>"}):
-        return TokenizerFiles("SPMTokenizer", folder / "tokenizer.model")
+    said = read_tokenizer_config(folder / CONFIG)
+    plain = not said.get("add_eos_token") and _adds_only(folder, "</s>", {"<unk>", "<s>", "</s>"})
+    if (folder / "tokenizer.model").is_file() and plain:
+        begin = named_token(folder / CONFIG, "bos_token") or "<s>"
+        return TokenizerFiles(
+            "SPMTokenizer", folder / "tokenizer.model", begin=begin if said.get("add_bos_token") else None
+        )
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file() and _is_gpt2(folder / CONFIG):
         return TokenizerFiles("GPT2BPETokenizer", vocab, merges)

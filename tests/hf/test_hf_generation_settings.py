@@ -49,7 +49,7 @@ def test_settings_in_config_json(tmp_path: Path, end: Any) -> None:
 
 
 def test_settings_are_not_derived_anew(tmp_path: Path) -> None:
-    """Older releases of transformers make settings with this mark from config.json, whatever the file says."""
+    """Older releases of transformers read settings with this mark from config.json instead."""
     make_folder(tmp_path / "theirs", "llama")
     mark = '"_from_model_config": true'
     assert mark in (tmp_path / "theirs" / GENERATION).read_text()
