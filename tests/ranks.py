@@ -23,16 +23,18 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks_preload"])
-GRACE = 2.0  # seconds that the surviving ranks get to report their own error once one has failed
-START = 120.0  # seconds that the ranks may take to start, which depends on what else the machine does
-STACK = "(most recent call first)"  # in the first line of what faulthandler writes of a thread
+# Limits in seconds, for what hangs: how long the rest takes depends on what else the machine does.
+LIMIT = 900.0  # for the function, from the moment on which all ranks have started
+GRACE = 30.0  # in which the surviving ranks are to report their own error once one has failed
+START = 120.0  # for the ranks to start
+LAST_FRAME = "in _rank_main"  # faulthandler writes the innermost frame first, and the main thread last
 
 
 def run_ranks(
     function: Callable[..., Any],
     world_size: int,
     *args: Any,
-    timeout: float = 60,
+    timeout: float = LIMIT,
     env: dict[str, str] | None = None,
 ) -> list[Any]:
     """Call ``function(*args)`` on ``world_size`` ranks; the list of their return values, by rank.
@@ -121,9 +123,8 @@ def _dump_stacks(
     for rank in asked:
         os.kill(ranks[rank][0].pid, signal.SIGUSR1)
     deadline = time.monotonic() + START
-    while time.monotonic() < deadline and not all(STACK in _log(folder, rank) for rank in asked):
+    while time.monotonic() < deadline and not all(LAST_FRAME in _log(folder, rank) for rank in asked):
         time.sleep(0.05)
-    time.sleep(0.2)  # the frames follow the first line at once
 
 
 def _report(outcomes: dict[int, tuple[bool, Any]], world_size: int, folder: Path, timeout: float) -> str:

@@ -77,11 +77,11 @@ def assert_same_state(folder: Path, source: Run, target: Run, ranks: int) -> Non
 
 @pytest.mark.slow
 def test_any_stage_and_number_of_ranks(tmp_path: Path) -> None:
-    unbroken = run_ranks(save_at_half, 2, tmp_path, STAGES, timeout=120)[0]
+    unbroken = run_ranks(save_at_half, 2, tmp_path, STAGES)[0]
     every_pair = [(source, target) for source in STAGES for target in STAGES]
     next_stage = list(zip(STAGES, STAGES[1:] + STAGES[:1], strict=True))
     for ranks, pairs in ((3, every_pair), (1, next_stage)):
-        losses, messages = run_ranks(resume_as, ranks, tmp_path, pairs, timeout=200)[0]
+        losses, messages = run_ranks(resume_as, ranks, tmp_path, pairs)[0]
         for (source, target), resumed in zip(pairs, losses, strict=True):
             assert_same_state(tmp_path, source, target, ranks)
             assert resumed == pytest.approx(unbroken[str(source)][HALF:], rel=1e-5), f"{source} as {target}"
@@ -98,8 +98,8 @@ def test_low_precision_keeps_its_fp32_weights(tmp_path: Path) -> None:
         (a, b) for family in (bf16, fp16, muon) for a, b in zip(family, family[1:] + family[:1], strict=True)
     ]
     pairs += [(bf16[1], Run(3)), (Run(0), Run(2, "bf16")), (bf16[3], Run(1, "bf16", offload=True))]
-    run_ranks(save_at_half, 3, tmp_path, sorted({a for a, _ in pairs}, key=str), timeout=120)
-    losses, _ = run_ranks(resume_as, 2, tmp_path, pairs, timeout=200)[0]
+    run_ranks(save_at_half, 3, tmp_path, sorted({a for a, _ in pairs}, key=str))
+    losses, _ = run_ranks(resume_as, 2, tmp_path, pairs)[0]
     for (source, target), resumed in zip(pairs, losses, strict=True):
         if "muon" not in str(source):  # its momentum has the gradients' dtype
             assert_same_state(tmp_path, source, target, 2)

@@ -69,8 +69,8 @@ def check_bitwise(folder: Path, runs: list[Run], half: int, steps: int) -> None:
 
     The files carry the weights, the optimizer's state, loss scale, counters and the random generators.
     """
-    unbroken = run_ranks(unbroken_and_first_part, 2, folder, runs, half, steps, timeout=300)[0]
-    resumed = run_ranks(second_part, 2, folder, runs, half, steps, timeout=300)[0]
+    unbroken = run_ranks(unbroken_and_first_part, 2, folder, runs, half, steps)[0]
+    resumed = run_ranks(second_part, 2, folder, runs, half, steps)[0]
     for run in map(str, runs):
         assert unbroken[run][-1] < unbroken[run][0], f"{run} does not train"
         assert resumed[run] == unbroken[run][half:], run

@@ -156,7 +156,7 @@ def test_curve_and_checkpoints(tmp_path: Path) -> None:
         {"keys": PLAIN, "save": "plain"},
         {"keys": swapping, "save": "nvme", "beside": "beside", "last": "unbroken"},
     ]
-    (plain, none), (swapped, files) = run_ranks(follow, 2, tmp_path, begun, 2, timeout=200)[0]
+    (plain, none), (swapped, files) = run_ranks(follow, 2, tmp_path, begun, 2)[0]
     assert plain[-1][0] < plain[0][0] - 0.3, "the reference learns"
     near(swapped, plain)
     # of 2 ranks: at least 3 sub-groups' weights, moments and gradients, and 4 parameters
@@ -167,7 +167,7 @@ def test_curve_and_checkpoints(tmp_path: Path) -> None:
         {"keys": swapping, "load": "nvme", "at_once": "nvme-nvme", "last": "resumed"},
         {"keys": nvme(tmp_path, ahead=False), "load": "plain", "at_once": "plain-nvme"},
     ]
-    (again, _), (from_plain, _) = run_ranks(follow, 2, tmp_path, resumed, 2, timeout=200)[0]
+    (again, _), (from_plain, _) = run_ranks(follow, 2, tmp_path, resumed, 2)[0]
     assert again == swapped[HALF:], "resumed bit by bit"
     near(from_plain, plain[HALF:])
     half, last = f"global_step{HALF}", f"global_step{STEPS}"
@@ -183,7 +183,7 @@ def test_curve_and_checkpoints(tmp_path: Path) -> None:
         {"keys": {"zero_optimization": {"stage": 1}}, "load": "nvme", "at_once": "nvme-one"},
         {"keys": swapping, "load": "plain"},
     ]
-    for curve, _ in run_ranks(follow, 1, tmp_path, one_rank, 1, timeout=100)[0]:
+    for curve, _ in run_ranks(follow, 1, tmp_path, one_rank, 1)[0]:
         near(curve, swapped[HALF:])
     assert_same_checkpoint(tmp_path / "nvme" / half, tmp_path / "nvme-one" / half)
 

@@ -46,7 +46,7 @@ def test_two_tensor_ranks_train_as_one(tmp_path: Path) -> None:
         run_dir = tmp_path / str(ranks)
         more = {**DATA, **layout, "data_path": str(corpus), "run_dir": str(run_dir), "save": str(run_dir)}
         keys = dict(load_config([tmp_path / "ours" / "model.yml"], world_size=ranks).with_keys(**more).given)
-        assert run_ranks(train_rank, ranks, keys, ranks, timeout=120) == [0] * ranks
+        assert run_ranks(train_rank, ranks, keys, ranks) == [0] * ranks
         found[ranks] = losses(records(run_dir)), dict(read_weights(run_dir))
     assert found[2][0] == pytest.approx(found[1][0], rel=1e-5)
     before = dict(read_weights(tmp_path / "ours"))

@@ -200,13 +200,13 @@ def verdicts(chosen: Iterable[Layout], folder: Path, steps: int = STEPS) -> Iter
     references: dict[str, Outcome] = {}
     for family in dict.fromkeys(layout.family for layout in chosen):
         keys = Layout().keys | FAMILIES[family]
-        references[family] = outcomes([Case(family, keys, samples=(BATCH,), last=steps)], 1, folder, 120)[0]
+        references[family] = outcomes([Case(family, keys, samples=(BATCH,), last=steps)], 1, folder)[0]
     for ranks in sorted({layout.ranks for layout in chosen}):
         group = [layout for layout in chosen if layout.ranks == ranks]
         for first in range(0, len(group), PER_CALL):
             part = group[first : first + PER_CALL]
             cases = [Case(each.name, each.keys, samples=(BATCH,), last=steps, counted=True) for each in part]
-            told = outcomes(cases, ranks, folder, timeout=60 * len(cases))
+            told = outcomes(cases, ranks, folder)
             for layout, outcome in zip(part, told, strict=True):
                 yield layout, compare(layout, outcome, references[layout.family], folder)
                 shutil.rmtree(folder / layout.name)

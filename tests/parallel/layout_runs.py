@@ -170,8 +170,8 @@ def run_all(cases: list[Case], world_size: int, folder: Path) -> list[Outcome]:
     return [run_case(case, world_size, folder) for case in cases]
 
 
-def outcomes(cases: list[Case], world_size: int, folder: Path, timeout: float = 60) -> list[Outcome]:
+def outcomes(cases: list[Case], world_size: int, folder: Path) -> list[Outcome]:
     """Each case on ``world_size`` ranks; every rank must tell the same."""
-    by_rank = run_ranks(run_all, world_size, cases, world_size, folder, timeout=timeout)
+    by_rank = run_ranks(run_all, world_size, cases, world_size, folder)
     assert all(told == by_rank[0] for told in by_rank), "the ranks disagree"
     return by_rank[0]

@@ -108,7 +108,7 @@ def stories(runs: Sequence[Run], folder: Path) -> Iterator[tuple[Run, Story]]:
         group = [run for run in runs if run.layout.ranks == ranks]
         for first in range(0, len(group), PER_CALL):
             part = group[first : first + PER_CALL]
-            by_rank = run_ranks(run_all, ranks, part, ranks, folder, timeout=60 * len(part))
+            by_rank = run_ranks(run_all, ranks, part, ranks, folder)
             for run, told in zip(part, zip(*by_rank, strict=True), strict=True):
                 lines = [line for line in records(folder / run.name) if "train/loss" in line]
                 losses, norms = ([line[f"train/{name}"] for line in lines] for name in ("loss", "grad_norm"))

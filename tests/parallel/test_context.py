@@ -103,7 +103,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
     folder = tmp_path_factory.mktemp("runs")
     found: Runs = {}
     for ranks, cases in BY_RANKS.items():
-        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder, 200), strict=True)
+        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder), strict=True)
     return folder, found
 
 

@@ -113,7 +113,7 @@ def worst_errors(ranks: int, dtype_name: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(("ranks", "dtype", "limit"), [(2, "float64", 1e-13), (4, "float32", 5e-6)])
 def test_context_ranks_compute_what_one_does(ranks: int, dtype: str, limit: float) -> None:
-    for errors in run_ranks(worst_errors, ranks, ranks, dtype, timeout=120):
+    for errors in run_ranks(worst_errors, ranks, ranks, dtype):
         assert len(errors) == 96 if ranks == 2 else 80
         assert max(errors.values()) < limit, max(errors, key=errors.__getitem__)
 

@@ -10,6 +10,7 @@ from ranks import run_ranks
 
 from megatron_lite.config import Config, config_from_keys
 from megatron_lite.config.placement import axis_sizes, coordinates, groups_along
+from megatron_lite.config.layout_table import holdings
 from megatron_lite.config.summary import summary
 
 GRIDS = [grid for grid in itertools.product((1, 2, 3), (1, 2), (1, 2, 4)) if max(grid) > 1]
@@ -82,3 +83,26 @@ def test_the_summary_says_which_ranks_share_sequences() -> None:
     assert "context by Ulysses" in text
     assert "context   2  ranks 0 2 | 1 3 | 4 6 | 5 7" in text
     assert "data      2  ranks 0 4 | 1 5 | 2 6 | 3 7" in text
+
+
+def test_the_summary_says_what_each_rank_holds() -> None:
+    keys = {"num_layers": 6, "hidden_size": 64, "num_attention_heads": 8, "num_kv_heads": 2, "seq_length": 32}
+    keys |= {"vocab_size": 1000, "intermediate_size": 256, "moe_num_experts": 4, "data_path": "x"}
+    degrees = {"model_parallel_size": 4, "pipe_parallel_size": 2, "expert_parallel_size": 2}
+    config = config_from_keys(keys | degrees | {"zero_stage": 1}, world_size=16)
+    assert holdings(config) == [
+        "2 of 8 heads, 1 of 2 key/value heads, 64 of 256 channels of the MLP, 256 of 1,024 tokens of the "
+        "vocabulary",
+        "3 of 6 layers",
+        "2 of 4 experts of a layer",
+        "1/2 of the optimizer's states",
+    ]
+    context = config_from_keys(keys | {"context_parallel_size": 2, "zero_stage": 3}, world_size=4)
+    assert holdings(context) == [
+        "16 of 32 tokens of a sequence",
+        "1/4 of the optimizer's states and of the gradients and of the weights",
+    ]
+    assert "each rank 16 of 32 tokens" in summary(context)
+    uneven = config_from_keys(keys | {"pipe_parallel_size": 4}, world_size=4)
+    assert holdings(uneven)[0] == "about 1.5 of 6 layers"
+    assert holdings(config_from_keys(keys, world_size=1)) == []

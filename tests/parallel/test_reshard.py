@@ -69,12 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of one rank, and of each layout as its ranks wrote it after loading that one."""
     folder = tmp_path_factory.mktemp("reshard")
     begun = [Case(name, keys, **samples(name), last=STEP) for name, keys in MODELS.items()]
-    outcomes([Case("one", last=STEP), *begun], 1, folder, timeout=120)
+    outcomes([Case("one", last=STEP), *begun], 1, folder)
     load = {"first": STEP, "last": STEP, "load": "one"}
     cases = [Case(name, keys, **load) for name, keys in LAYOUTS.items()]
     for name, (model, keys) in TARGETS.items():
         cases.append(Case(name, MODELS[model] | keys, first=STEP, last=STEP, load=model))
-    outcomes(cases, 4, folder, timeout=240)
+    outcomes(cases, 4, folder)
     return folder
 
 
@@ -139,7 +139,7 @@ def test_a_run_goes_on_as_from_the_checkpoint_itself(folder: Path, run_tool: Cal
         more = {} if model is None else {"keys": MODELS[model] | keys, **samples(model)}
         case = Case(f"{name}-loaded", **{"keys": keys, **more}, first=STEP, last=STEP + 2, load=f"{name}-cut")
         cases += [case, replace(case, name=f"{name}-direct", load=model or "one")]
-    told = outcomes(cases, 2, folder, timeout=120)
+    told = outcomes(cases, 2, folder)
     for loaded, direct, case in zip(told[::2], told[1::2], cases[::2], strict=True):
         assert loaded == direct, case.name
         name = case.name.removesuffix("-loaded")

@@ -94,13 +94,13 @@ def worst(actual: Any, expected: Any, scale: float | None = None) -> float:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_divided_model_computes_what_the_whole_one_does(size: int) -> None:
-    for by_model in run_ranks(differences, size, MODELS, size, "float32", timeout=120):
+    for by_model in run_ranks(differences, size, MODELS, size, "float32"):
         for keys, errors in zip(MODELS, by_model, strict=True):
             assert max(errors.values()) < 5e-6, (keys, errors)
 
 
 def test_bf16_differs_by_its_rounding() -> None:
-    for by_model in run_ranks(differences, 2, MODELS[:4], 2, "bfloat16", timeout=120):
+    for by_model in run_ranks(differences, 2, MODELS[:4], 2, "bfloat16"):
         for keys, errors in zip(MODELS, by_model, strict=False):
             assert max(errors.values()) < 0.1, (keys, errors)
 

@@ -71,9 +71,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Runs]:
     folder = tmp_path_factory.mktemp("runs")
     found: Runs = {}
     for ranks, cases in BY_RANKS.items():
-        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder, 200), strict=True)
+        found |= zip([each.name for each in cases], outcomes(cases, ranks, folder), strict=True)
     back = [resumed("tp2-to-one", "tp2-zero1-sp", 1, 0), resumed("tp2-dp2-to-one", "tp2-dp2-zero3", 1, 2)]
-    found |= zip([each.name for each in back], outcomes(back, 1, folder, 100), strict=True)
+    found |= zip([each.name for each in back], outcomes(back, 1, folder), strict=True)
     return folder, found
 
 

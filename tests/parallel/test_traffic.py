@@ -148,7 +148,7 @@ def test_whole_steps_send_what_the_formulas_say(ranks: int, tmp_path: Path) -> N
     for case in cases:
         if "gradient_accumulation_steps" in case.keys:
             case.keys.pop("train_micro_batch_size_per_gpu")
-    for case, outcome in zip(cases, outcomes(cases, ranks, tmp_path, 200), strict=True):
+    for case, outcome in zip(cases, outcomes(cases, ranks, tmp_path), strict=True):
         config = config_from_keys({**KEYS, **case.keys}, world_size=ranks)
         formula = step_traffic(config, config.batch.gradient_accumulation_steps)
         counted = dict(outcome.traffic)
@@ -186,8 +186,17 @@ def counted_and_profiled(cases: list[dict[str, Any]], world_size: int) -> list[t
 @pytest.mark.slow
 def test_no_collective_is_hidden() -> None:
     stages = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 2}
-    cases = [zero(2) | SPLIT, zero(3) | TENSOR, stages | zero(1) | SPLIT]
-    for rank in run_ranks(counted_and_profiled, 4, cases, 4, timeout=120):
+    ring = {"context_parallel_size": 2, "context_parallel_kind": "ring"}
+    experts = {"moe_num_experts": 4, "moe_top_k": 2, "expert_interval": 1, "expert_parallel_size": 2}
+    cases = [
+        zero(2) | SPLIT,
+        zero(3) | TENSOR,
+        stages | zero(1) | SPLIT,
+        zero(1) | ring,
+        zero(2) | ring | {"context_parallel_kind": "ulysses"},
+        zero(2) | experts,
+    ]
+    for rank in run_ranks(counted_and_profiled, 4, cases, 4):
         for counted, profiled in rank:
             assert counted == profiled > 20
 

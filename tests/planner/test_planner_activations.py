@@ -68,5 +68,5 @@ def test_recomputed_layers_keep_their_input_or_a_slice_of_it() -> None:
     formula = [activation_bytes(make(*case), on_gpu=False) for case in CASES]
     eight_layers = [formula[1] - formula[0], formula[3] - formula[2]]
     assert eight_layers[0] == 2 * eight_layers[1] > 0
-    for left in run_ranks(kept_after_forward, TENSOR_RANKS, timeout=60):
+    for left in run_ranks(kept_after_forward, TENSOR_RANKS):
         assert [left[1] - left[0], left[3] - left[2]] == eight_layers

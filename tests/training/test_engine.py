@@ -102,6 +102,8 @@ def engine_curve(keys: dict[str, Any], world_size: int, masked: bool, spoiled: i
     with distributed(context):
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
+        if (overlap := config.zero.block.get("overlap_comm")) is not None:
+            assert engine.deepspeed.optimizer.overlap_comm == overlap, "it is not what was asked for"
         for step in range(STEPS):
             batch = global_batch(step, masked)
             starts = range(context.data_rank * size, SAMPLES, size * context.data_size)
@@ -118,7 +120,7 @@ def engine_curve(keys: dict[str, Any], world_size: int, masked: bool, spoiled: i
 def engine_curves(
     cases: list[dict[str, Any]], world_size: int, masked: bool = False, spoiled: int | None = None
 ) -> list[Curve]:
-    by_rank = run_ranks(engine_rank, world_size, cases, world_size, masked, spoiled, timeout=180)
+    by_rank = run_ranks(engine_rank, world_size, cases, world_size, masked, spoiled)
     assert all(curves == by_rank[0] for curves in by_rank), "the ranks disagree"
     return by_rank[0]
 
@@ -135,6 +137,18 @@ def test_every_zero_stage_follows_the_bare_loop(world_size: int) -> None:
     reference = bare_curve()
     assert reference[-1][0] < reference[0][0] - 1, "the reference learns"
     for curve in engine_curves(stages, world_size):
+        assert_same_curve(curve, reference, 1e-5)
+
+
+def test_reducing_beside_the_backward_changes_nothing() -> None:
+    """``overlap_comm``, in buckets that one backward fills several times; stage 3 has it by default."""
+    buckets = {"reduce_bucket_size": 5000}
+    cases: list[dict[str, Any]] = [
+        {"zero_optimization": {"stage": stage, "overlap_comm": overlap} | buckets}
+        for stage, overlap in ((1, True), (2, True), (3, True), (3, False))
+    ]
+    reference = bare_curve()
+    for curve in engine_curves(cases, 2):
         assert_same_curve(curve, reference, 1e-5)
 
 

@@ -29,7 +29,7 @@ def runs(common: dict[str, Any], folder: Path) -> list[float]:
 def test_the_beginning_is_saved_once_and_is_one_to_begin_from(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     common = {**KEYS, "data_path": str(corpus), "extra_save_iters": [0, 2], "train_iters": 3, "eval_iters": 0}
-    for before, after in run_ranks(runs, 2, common, tmp_path, timeout=120):
+    for before, after in run_ranks(runs, 2, common, tmp_path):
         assert before == after
     assert complete_steps(tmp_path / "first/checkpoints") == [0, 2, 3]
     assert complete_steps(tmp_path / "stages/checkpoints") == [0, 2, 3]

@@ -46,8 +46,8 @@ def test_every_layout_follows_the_one_rank_run(tmp_path: Path) -> None:
     divided = [
         {**kinds[kind], **layout, "run_dir": str(tmp_path / name)} for name, (kind, layout) in RUNS.items()
     ]
-    assert run_ranks(train_each, 1, single, 1, timeout=120) == [[0] * len(single)]
-    assert run_ranks(train_each, 4, divided, 4, timeout=240) == [[0] * len(divided)] * 4
+    assert run_ranks(train_each, 1, single, 1) == [[0] * len(single)]
+    assert run_ranks(train_each, 4, divided, 4) == [[0] * len(divided)] * 4
     for name, (kind, _) in RUNS.items():
         expected, found = (figures(records(tmp_path / folder)) for folder in (kind, name))
         assert len(expected) == 3 + 1

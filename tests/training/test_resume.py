@@ -58,7 +58,7 @@ def test_ten_and_ten_are_twenty(stage: int, precision: str, corpus: Path, tmp_pa
     straight = {**common, "run_dir": str(tmp_path / "straight")}
     first = {**common, "run_dir": str(tmp_path / "broken"), "exit_interval": 10}
     second = {**common, "run_dir": str(tmp_path / "broken"), "load": str(tmp_path / "broken/checkpoints")}
-    run_ranks(several, 2, [straight, first, second], 2, timeout=180)
+    run_ranks(several, 2, [straight, first, second], 2)
     assert len(losses(records(tmp_path / "broken"))) == 20
     assert_same_end(tmp_path / "broken", tmp_path / "straight")
 
@@ -80,7 +80,7 @@ def test_killed_between_checkpoints_nothing_is_lost_but_time(corpus: Path, tmp_p
     keys = {"train_iters": 10_000, "checkpoint_factor": 10, "eval_iters": 2}
     full = {**KEYS, **keys, "data_path": str(corpus), "run_dir": str(folder)}
     with pytest.raises(AssertionError, match="died without a traceback"):
-        run_ranks(killed_after_saving, 1, full, timeout=60)
+        run_ranks(killed_after_saving, 1, full)
     step = int(find_checkpoint(folder / "checkpoints").name.removeprefix("global_step"))
     before = {record["step"]: record for record in records(folder)}
     assert 10 <= step < 10_000
@@ -138,7 +138,7 @@ def signalled_on_rank_one(keys: dict[str, Any]) -> int:
 
 def test_ranks_agree_on_the_step_to_stop_after(corpus: Path, tmp_path: Path) -> None:
     keys = {**KEYS, "data_path": str(corpus), "run_dir": str(tmp_path), "train_iters": 100_000}
-    assert run_ranks(signalled_on_rank_one, 2, keys, timeout=60) == [0, 0]
+    assert run_ranks(signalled_on_rank_one, 2, keys) == [0, 0]
     last = records(tmp_path)[-1]["step"]
     assert find_checkpoint(tmp_path / "checkpoints").name == f"global_step{last}"
     assert last < 100_000

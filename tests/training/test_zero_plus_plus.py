@@ -38,9 +38,9 @@ def test_hierarchical_partitions_follow_plain_stage_3(tmp_path: Path) -> None:
 
     corpus = write_corpus(tmp_path)
     begun = [keys("plain", plain, 4), keys("hpz", twice, 2)]
-    assert run_ranks(train_all, 4, begun, timeout=120) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert run_ranks(train_all, 4, begun) == [[0, 1], [0, 1], [2, 3], [2, 3]]
     resumed = keys("resumed", twice, 4) | {"load": str(tmp_path / "hpz" / "checkpoints")}
-    run_ranks(train_all, 4, [resumed], timeout=120)
+    run_ranks(train_all, 4, [resumed])
     curves = {name: losses(records(tmp_path / name)) for name in ("plain", "hpz", "resumed")}
     assert len(curves["plain"]) == 4
     assert curves["plain"][-1] < curves["plain"][0]

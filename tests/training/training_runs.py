@@ -74,7 +74,7 @@ def train_rank(keys: dict[str, Any], world_size: int) -> int:
 def run(folder: Path, corpus: Path, world_size: int = 1, **keys: Any) -> list[dict[str, Any]]:
     """Train in ``folder`` with ``KEYS`` and ``keys``; the records of ``metrics.jsonl``."""
     keys = {**KEYS, "data_path": str(corpus), "run_dir": str(folder), **keys}
-    assert run_ranks(train_rank, world_size, keys, world_size, timeout=120) == [0] * world_size
+    assert run_ranks(train_rank, world_size, keys, world_size) == [0] * world_size
     return records(folder)
 
 
