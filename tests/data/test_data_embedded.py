@@ -103,9 +103,9 @@ def test_processes_that_race_share_one_build(small_library: Path, tmp_path: Path
     ]
     for process in processes:
         process.start()
-    found = {results.get(timeout=60) for _ in processes}
+    found = {results.get(timeout=300) for _ in processes}
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert len(found) == 1
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 

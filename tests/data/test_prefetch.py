@@ -59,7 +59,7 @@ def test_while_a_step_runs_the_next_is_prepared() -> None:
 
     with closing(prepared_ahead(prepare, range(3))) as results:
         next(results)
-        assert second_is_ready.wait(30)
+        assert second_is_ready.wait(300)
 
 
 def test_an_error_comes_where_the_result_would_have_come() -> None:

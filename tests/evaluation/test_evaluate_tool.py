@@ -111,7 +111,7 @@ def test_gpt_neox_command_on_two_ranks(checkpoint: Path, folder: Path, tmp_path:
     command = [sys.executable, str(ROOT / "deepy.py"), "eval.py", "-d", ".", "tiny", "more"]
     run = subprocess.run(
         [*command, "--eval_tasks", *tasks, "--eval_results_prefix", "out"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
         env=os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -112,7 +112,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(number: signal.Signals, corpus: P
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.05)
     process.send_signal(number)
-    output, error = process.communicate(timeout=120)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     said = re.search(rf"stopped after step (\d+) \({number.name}\); go on with: (.+)", output)
     assert said, output
