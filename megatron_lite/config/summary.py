@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_lite.config.config import Config
-from megatron_lite.config.placement import AXES, axis_sizes, expert_groups, groups_along
-
-SHOWN_RANKS = 32
-"""Ranks of a line of the table of groups; the others are counted."""
+from megatron_lite.config.layout_table import group_lines, holdings
 
 
 def summary(
@@ -29,13 +26,19 @@ def summary(
         ("batch", _batch(config)),
         ("training", _training(config)),
         ("layout", _layout(config)),
-        *(("", line) for line in _groups(config)),
+        *(("", line) for line in group_lines(config)),
+        *_named("each rank", holdings(config)),
         ("kernels", chosen),
-        *((("memory" if not number else ""), line) for number, line in enumerate(memory)),
+        *_named("memory", memory),
         ("output", str(config.run_dir)),
         ("tasks", _tasks(config)),
     ]
     return "\n".join([*config.messages, *(f"{name:<10}{text}" for name, text in lines if text)])
+
+
+def _named(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """``lines`` with their name before the first."""
+    return [("" if number else name, line) for number, line in enumerate(lines)]
 
 
 def short_count(number: int) -> str:
@@ -149,32 +152,6 @@ def _layout(config: Config) -> str:
     if config.model.checkpoint_activations:
         parts.append("activations recomputed")
     return ", ".join(parts)
-
-
-def _groups(config: Config) -> list[str]:
-    """A line for each kind of parallelism that is used, if there are several: its groups of ranks."""
-    sizes = axis_sizes(config.parallel)
-    used = [axis for axis in reversed(AXES) if sizes[axis] > 1]
-    experts = config.parallel.expert_parallel_size
-    if len(used) < 2 and sizes["data"] == config.parallel.world_size and experts == 1:
-        return []
-    lines = [_group_line(axis, groups_along(sizes, axis)) for axis in used]
-    return lines if experts == 1 else [*lines, _group_line("expert", expert_groups(sizes, experts))]
-
-
-def _group_line(axis: str, groups: list[list[int]]) -> str:
-    size = len(groups[0])
-    shown = groups[: max(1, SHOWN_RANKS // size)]
-    ranks = " | ".join(_members(group) for group in shown)
-    more = f" | and {len(groups) - len(shown)} more" if len(groups) > len(shown) else ""
-    return f"{axis:<7}{size:>4}  ranks {ranks}{more}"
-
-
-def _members(group: Sequence[int]) -> str:
-    """The ranks of a group; of a long one the first two and the last."""
-    if len(group) <= SHOWN_RANKS // 2:
-        return " ".join(map(str, group))
-    return f"{group[0]} {group[1]} ... {group[-1]}"
 
 
 def _ranks(number: int) -> str:

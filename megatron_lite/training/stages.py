@@ -22,7 +22,7 @@ from megatron_lite.model.gpt import LayerPlan, layer_plans
 from megatron_lite.model.places import Places
 from megatron_lite.model.recompute import run_layers, run_recomputing
 from megatron_lite.parallel.context import ParallelContext
-from megatron_lite.parallel.parameter import ParameterFactory
+from megatron_lite.parallel.parameter import ParameterFactory, spec_of
 from megatron_lite.utils.errors import ConfigError
 
 META = torch.device("meta")
@@ -57,6 +57,7 @@ class PipelinedGPT(PipelineModule):
         self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
         if context.expert.size > 1:
             check_experts(model.mlp_kinds, self._bounds)
+        check_groups(counted, self._bounds)
         specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
         topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -80,8 +81,7 @@ class PipelinedGPT(PipelineModule):
 def stage_bounds(method: str, layers: Sequence[LayerPlan], stages: int) -> list[int]:
     """Where each stage begins in the list of ``layers``, and the list's length.
 
-    Every stage has at least one block: DeepSpeed's norm of the gradient is a collective for each parameter
-    group, and stages with different numbers of groups (a head alone has no vectors) would wait for ever.
+    Every stage has at least one block: see :func:`check_groups` (a head alone has no vectors).
 
     Args:
         method: ``type:EXPRESSION`` gives every stage as many layers whose class name, here or in GPT-NeoX,
@@ -116,6 +116,24 @@ def check_experts(kinds: Sequence[str], bounds: Sequence[int]) -> None:
             raise ConfigError(
                 f"pipeline stage {stage} would have no layer with experts, which expert_parallel_size asks "
                 "for: choose a smaller expert_interval or fewer stages"
+            )
+
+
+def check_groups(layers: Sequence[LayerPlan], bounds: Sequence[int]) -> None:
+    """Raise unless all stages have groups of the same kinds: parameters that decay, and those that do not.
+
+    DeepSpeed's norm of the gradient is a collective for each group: other stages would wait for ever.
+    ``layers`` are on the meta device.
+    """
+    stages = [layers[first:last] for first, last in pairwise(bounds)]
+    kinds = [{spec_of(p).decays for layer in stage for p in layer.build().parameters()} for stage in stages]
+    for stage, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            without, other = sorted((0, stage), key=lambda each: len(kinds[each]))
+            raise ConfigError(
+                f"pipeline stage {without} would have no parameters without weight decay (biases, weights of "
+                f"norms), stage {other} has some: give the layers some too (norm: rmsnorm, or "
+                "use_bias_in_mlp: true), or take them from the head (use_bias_in_head: false)"
             )
 
 

@@ -9,8 +9,8 @@ import pytest
 from ranks import run_ranks
 
 from megatron_lite.config import Config, config_from_keys
-from megatron_lite.config.placement import axis_sizes, coordinates, groups_along
 from megatron_lite.config.layout_table import holdings
+from megatron_lite.config.placement import axis_sizes, coordinates, groups_along
 from megatron_lite.config.summary import summary
 
 GRIDS = [grid for grid in itertools.product((1, 2, 3), (1, 2), (1, 2, 4)) if max(grid) > 1]
