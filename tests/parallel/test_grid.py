@@ -47,7 +47,9 @@ def test_only_zero_2_and_3_in_stages_are_refused_and_it_says_why() -> None:
     for layout in layouts():
         sentence = layout.refusal()
         if is_refused(layout):
-            expected = f"zero_optimization.stage {layout.zero} does not go with pipe_parallel_size {layout.pp}"
+            expected = (
+                f"zero_optimization.stage {layout.zero} does not go with pipe_parallel_size {layout.pp}"
+            )
             assert sentence is not None, layout.name
             assert sentence.startswith(expected), layout.name
         else:

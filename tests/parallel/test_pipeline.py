@@ -7,6 +7,7 @@ masks, a growing batch, recomputed activations, other cuts, an untied head.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,10 @@ def test_low_precision_follows_fp32(tmp_path: Path) -> None:
         assert outcome.eval_loss == pytest.approx(expected.eval_loss, rel=0.01), case.name
 
 
-def overflowing_rank(world_size: int, steps: int, spoiled: int) -> list[list[tuple[bool, float, bool]]]:
-    """For each stage whose gradient alone overflows in the step ``spoiled``: what each step does here.
+def overflowing_rank(world_size: int) -> list[list[tuple[bool, float, bool]]]:
+    """For each stage whose gradient alone overflows in the second of three steps: what each does here.
 
-    (whether it was skipped, its loss scale, whether a parameter of this stage changed).
+    (whether it is skipped, its loss scale, whether it changes a parameter of this stage).
     """
     from megatron_lite.parallel.context import arrange, context_from_environment
     from megatron_lite.training.distributed import distributed
@@ -119,15 +120,13 @@ def overflowing_rank(world_size: int, steps: int, spoiled: int) -> list[list[tup
             context = arrange(context_from_environment(), config.parallel)
             engine = open_engine(config, context)
             parameters = list(engine.deepspeed.module.parameters())
-            if context.pipe.rank == stage:
-                parameters[-1].register_hook(
-                    lambda gradient: gradient + torch.inf if step == spoiled else gradient
-                )
             found = []
-            for step in range(steps):
+            for step in range(3):
                 before = [parameter.detach().clone() for parameter in parameters]
                 batch = global_batch(step, SAMPLES, False)
-                result = engine.train_step([rows(batch, start, 8) for start in range(0, SAMPLES, 8)], LR)
+                overflows = (context.pipe.rank, step) == (stage, 1)
+                with parameters[-1].register_hook(_overflow) if overflows else nullcontext():
+                    result = engine.train_step([rows(batch, start, 8) for start in range(0, SAMPLES, 8)], LR)
                 changed = not all(map(torch.equal, before, parameters))
                 found.append((result.skipped, result.loss_scale, changed))
             engine.deepspeed.destroy()
@@ -135,13 +134,16 @@ def overflowing_rank(world_size: int, steps: int, spoiled: int) -> list[list[tup
     return told
 
 
+def _overflow(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient + torch.inf
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", [2, 4])
-def test_all_stages_skip_the_step_in_which_one_overflows(stages: int) -> None:
+def test_all_stages_skip_the_step_in_which_one_overflows() -> None:
     """And all go on with the same loss scale, half as large."""
     kept, skipped, after = (False, 2.0**10, True), (True, 2.0**10, False), (False, 2.0**9, True)
-    for told in run_ranks(overflowing_rank, stages, stages, 4, 1, timeout=120):
-        assert told == [[kept, skipped, after, after]] * stages
+    for told in run_ranks(overflowing_rank, 2, 2):
+        assert told == [[kept, skipped, after]] * 2
 
 
 @pytest.mark.slow
