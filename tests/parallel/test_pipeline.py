@@ -7,6 +7,7 @@ masks, a growing batch, recomputed activations, other cuts, an untied head.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from checkpoint.stored import stored_scalars, stored_tensors
 from following import assert_follows, assert_same_weights
-from layout_runs import KEYS, SAMPLES, Case, Outcome, global_batch, outcomes, rows
+from layout_runs import KEYS, LR, SAMPLES, Case, Outcome, global_batch, outcomes, rows
 from ranks import run_ranks
 from training.training_runs import losses, run, write_corpus
 from transformers import AutoModelForCausalLM
@@ -101,14 +102,59 @@ def test_low_precision_follows_fp32(tmp_path: Path) -> None:
         assert outcome.eval_loss == pytest.approx(expected.eval_loss, rel=0.01), case.name
 
 
+def overflowing_rank(world_size: int) -> list[list[tuple[bool, float, bool]]]:
+    """For each stage whose gradient alone overflows in the second of three steps: what each does here.
+
+    (whether it is skipped, its loss scale, whether it changes a parameter of this stage).
+    """
+    from megatron_lite.parallel.context import arrange, context_from_environment
+    from megatron_lite.training.distributed import distributed
+    from megatron_lite.training.run import open_engine
+
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 10, "hysteresis": 1}}
+    keys = {**KEYS, **UNTIED, **fp16, "pipe_parallel_size": world_size, "gradient_accumulation_steps": 3}
+    config = config_from_keys(keys, world_size)
+    told = []
+    for stage in range(world_size):
+        with distributed(context_from_environment()):
+            context = arrange(context_from_environment(), config.parallel)
+            engine = open_engine(config, context)
+            parameters = list(engine.deepspeed.module.parameters())
+            found = []
+            for step in range(3):
+                before = [parameter.detach().clone() for parameter in parameters]
+                batch = global_batch(step, SAMPLES, False)
+                overflows = (context.pipe.rank, step) == (stage, 1)
+                with parameters[-1].register_hook(_overflow) if overflows else nullcontext():
+                    result = engine.train_step([rows(batch, start, 8) for start in range(0, SAMPLES, 8)], LR)
+                changed = not all(map(torch.equal, before, parameters))
+                found.append((result.skipped, result.loss_scale, changed))
+            engine.deepspeed.destroy()
+        told.append(found)
+    return told
+
+
+def _overflow(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient + torch.inf
+
+
 @pytest.mark.slow
-def test_stages_skip_the_same_steps(one_rank: tuple[Path, dict[str, Outcome]]) -> None:
-    """fp16 that begins with a scale that overflows."""
+def test_all_stages_skip_the_step_in_which_one_overflows() -> None:
+    """And all go on with the same loss scale, half as large."""
+    kept, skipped, after = (False, 2.0**10, True), (True, 2.0**10, False), (False, 2.0**9, True)
+    for told in run_ranks(overflowing_rank, 2, 2):
+        assert told == [[kept, skipped, after]] * 2
+
+
+@pytest.mark.slow
+def test_a_loss_scale_that_overflows_costs_steps_and_nothing_else(
+    one_rank: tuple[Path, dict[str, Outcome]],
+) -> None:
     folder, references = one_rank
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 18, "hysteresis": 1}}
     outcome = outcomes([Case(**pipeline("fp16", 2, 3, 1, **TIED, **fp16))], 2, folder)[0]
     skipped = sum(norm == float("inf") for norm in outcome.norms)
-    assert skipped <= 3
+    assert 1 <= skipped <= 3
     kept, expected = outcome.losses[skipped:], references["tied"].losses[: 20 - skipped]
     assert kept[0] == pytest.approx(expected[0], rel=0.03)
     assert kept[-1] == pytest.approx(expected[-1], rel=0.03)

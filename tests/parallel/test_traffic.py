@@ -186,7 +186,9 @@ def counted_and_profiled(cases: list[dict[str, Any]], world_size: int) -> list[t
 @pytest.mark.slow
 def test_no_collective_is_hidden() -> None:
     stages = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 2}
-    cases = [zero(2) | SPLIT, zero(3) | TENSOR, stages | zero(1) | SPLIT]
+    ring = {"context_parallel_size": 2, "context_parallel_kind": "ring"}
+    experts = {"moe_num_experts": 4, "moe_top_k": 2, "expert_interval": 1, "expert_parallel_size": 2}
+    cases = [zero(2) | SPLIT, zero(3) | TENSOR, stages | zero(1) | SPLIT, zero(1) | ring, zero(2) | experts]
     for rank in run_ranks(counted_and_profiled, 4, cases, 4):
         for counted, profiled in rank:
             assert counted == profiled > 20

@@ -102,6 +102,8 @@ def engine_curve(keys: dict[str, Any], world_size: int, masked: bool, spoiled: i
     with distributed(context):
         context = arrange(context, config.parallel)
         engine = open_engine(config, context)
+        if (overlap := config.zero.block.get("overlap_comm")) is not None:
+            assert engine.deepspeed.zero_overlap_comm() == overlap, "it is not what was asked for"
         for step in range(STEPS):
             batch = global_batch(step, masked)
             starts = range(context.data_rank * size, SAMPLES, size * context.data_size)
@@ -135,6 +137,15 @@ def test_every_zero_stage_follows_the_bare_loop(world_size: int) -> None:
     reference = bare_curve()
     assert reference[-1][0] < reference[0][0] - 1, "the reference learns"
     for curve in engine_curves(stages, world_size):
+        assert_same_curve(curve, reference, 1e-5)
+
+
+def test_reducing_beside_the_backward_changes_nothing() -> None:
+    """``overlap_comm``, in buckets that one backward fills several times."""
+    overlapped = {"overlap_comm": True, "reduce_bucket_size": 5000}
+    cases = [{"zero_optimization": {"stage": stage, **overlapped}} for stage in (1, 2, 3)]
+    reference = bare_curve()
+    for curve in engine_curves(cases, 2):
         assert_same_curve(curve, reference, 1e-5)
 
 
