@@ -13,7 +13,6 @@ import sys
 from megatron_lite.config import load_config
 from megatron_lite.config.cli import is_launched, parse_command_line
 from megatron_lite.data.prepare import prepare_data
-from megatron_lite.launcher.placement import even_hosts, tell_of_torn_groups
 from megatron_lite.launcher.plan import run_summary
 from megatron_lite.launcher.torch_build import usable
 from megatron_lite.parallel.context import context_from_environment
@@ -34,7 +33,6 @@ def main() -> int:
     config = prepare_data(load_config(paths, overrides, world_size=context.world_size))
     if context.is_first and not is_launched():
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size))
-        tell_of_torn_groups(config, even_hosts(context.world_size, ranks_here))
         machine = usable(this_machine())
         print(run_summary(config, machine, ranks_here, ranks_here < context.world_size), flush=True)
     setup_logging()

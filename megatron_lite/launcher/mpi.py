@@ -26,7 +26,7 @@ from megatron_lite.utils.errors import ConfigError
 HYDRA = ("mpich", "impi", "mvapich")
 MPI_LAUNCHERS = ("openmpi", *HYDRA)
 
-EXPORTED = ("GLOO", "MLFLOW", "MV2", "NCCL", "OMP_", "PYTHON", "TORCH", "UCX")
+EXPORTED = ("GLOO", "MLFLOW", "MV2", "MVP", "NCCL", "OMP_", "PYTHON", "TORCH", "UCX")
 """Variables that begin so are handed to the ranks of other hosts. Hydra hands on all."""
 
 STOP = {"openmpi": signal.SIGUSR2}

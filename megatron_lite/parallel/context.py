@@ -98,6 +98,14 @@ class ParallelContext:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def of_every_rank(self, value: Any) -> list[Any]:
+        """The ``value`` of each rank, on every rank (pickled between our own processes only)."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
@@ -108,9 +116,9 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TA
 """srun's tasks. SLURM_NTASKS counts those of the job: beside SLURM_PROCID=0, a batch script has it, too."""
 
 # Who sets which variables (rank, ranks, rank on its machine, ranks there): torchrun, deepspeed and our
-# launcher; the mpirun of OpenMPI and of MVAPICH, before SLURM, in whose job they may run; SLURM's srun;
-# Hydra, which starts MPICH's and Intel's; Kubernetes with one process in each pod: Kubeflow's torchrun
-# variables, or an Indexed Job.
+# launcher; OpenMPI's mpirun and MVAPICH's mpirun_rsh (since 3.0; before), ahead of SLURM, in whose job they
+# may run; SLURM's srun; Hydra, which starts MPICH's and Intel's; Kubernetes with one process in each pod:
+# Kubeflow's torchrun variables, or an Indexed Job.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     (
@@ -119,6 +127,7 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
+    ("MVP_COMM_WORLD_RANK", "MVP_COMM_WORLD_SIZE", "MVP_COMM_WORLD_LOCAL_RANK", "MVP_COMM_WORLD_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     SLURM,
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),

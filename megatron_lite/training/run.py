@@ -16,6 +16,7 @@ from megatron_lite.data.batches import Fetch, micro_batch, unread
 from megatron_lite.data.datasets import open_datasets
 from megatron_lite.data.mixture import Mixture
 from megatron_lite.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_lite.launcher.placement import own_machine, tell_of_actual_machines
 from megatron_lite.metrics import open_backends
 from megatron_lite.metrics.progress import Progress
 from megatron_lite.model import build_gpt
@@ -66,6 +67,7 @@ def train(config: Config, context: ParallelContext) -> int:
     limit = config.training.distributed_timeout
     with distributed(context, limit), swap_space(config, context), Watchdog(context, limit) as watchdog:
         context = arrange(context, config.parallel)
+        tell_where_ranks_are(config, context)
         engine = open_engine(config, context)
         fetch = fetch_for(config, context, tokenizer)
         state, saved = begin_from(checkpoint, config, context, engine, watchdog.sign)
@@ -89,6 +91,14 @@ def train(config: Config, context: ParallelContext) -> int:
         how = f"go on{under} with: {resume_command(config)}"
         print(f"stopped after step {state.step} ({state.stop_reason}); {how}")
     return 0
+
+
+def tell_where_ranks_are(config: Config, context: ParallelContext) -> None:
+    """Warn (rank 0) of tensor-parallel groups over several machines, by where the ranks really are."""
+    if context.tensor.size > 1:
+        machines = context.of_every_rank(own_machine())
+        if context.is_first:
+            tell_of_actual_machines(config, machines)
 
 
 def fetch_for(config: Config, context: ParallelContext, tokenizer: Tokenizer) -> Fetch:

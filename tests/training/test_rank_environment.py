@@ -16,7 +16,7 @@ from megatron_lite.training.distributed import distributed
 from megatron_lite.utils.errors import ConfigError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OTHERS = ("SLURM_", "OMPI_", "MV2_", "PMI_", "MPI_", "PET_", "NNODES", "NODE_RANK", "JOB_COMPLETION_INDEX")
+OTHERS = ("SLURM_", "OMPI_", "MV2_", "MVP_", "PMI_", "MPI_", "PET_", "NNODES", "NODE_RANK", "JOB_")
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             "MV2_COMM_WORLD_SIZE": "8",
             "MV2_COMM_WORLD_LOCAL_RANK": "1",
             "MV2_COMM_WORLD_LOCAL_SIZE": "2",
+        },
+        {
+            "MVP_COMM_WORLD_RANK": "3",
+            "MVP_COMM_WORLD_SIZE": "8",
+            "MVP_COMM_WORLD_LOCAL_RANK": "1",
+            "MVP_COMM_WORLD_LOCAL_SIZE": "2",
+            "PMI_ID": "3",
         },
         {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
     ],
