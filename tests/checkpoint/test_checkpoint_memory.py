@@ -30,8 +30,13 @@ from megatron_lite.parallel.parameter import ParameterFactory
 COUNT, ROWS, COLUMNS = 32, 512, 1024
 """Tensors of a model, of 2 MiB each and with as much momentum: 128 MiB."""
 
-LIMIT = 16 << 20
-"""Bytes: an eighth of all, and several times a tensor."""
+TENSOR, REST = 4 * ROWS * COLUMNS, 1 << 20
+"""Bytes of a tensor; and of what may be there beside it: the index, the headers of the files, values that are
+looked at (256 KiB and a few numbers of each), what is smaller than ``LARGE``. Before any tensor is read, a
+checksum has two blocks of 1 MiB of a file."""
+
+LARGE = 1 << 17
+"""Bytes from which on memory has pages of its own, and gives them back: other memory keeps gaps."""
 
 NAMES = [f"layers.{n}.weight" for n in range(COUNT)]
 SHAPE = (ROWS, COLUMNS)
@@ -89,7 +94,7 @@ def growth(work: Callable[[], object]) -> int:
 
 def measure(folder: Path) -> dict[str, int]:
     """What each operation takes. In a process of its own: memory that others freed has gaps."""
-    LIBC.mallopt(MMAP_THRESHOLD, 1 << 20)  # each tensor gets pages of its own, and gives them back
+    LIBC.mallopt(MMAP_THRESHOLD, LARGE)
     context, engine, source = context_from_environment(), engine_of(1.0), folder / "global_step1"
     saving = growth(lambda: save_checkpoint(folder, 1, engine, {}, {}, context))
     all_at_once = growth(lambda: dict(read_weights(source)))
@@ -146,5 +151,7 @@ def growth_of_a_copy(folder: Path) -> int:
 
 def test_a_tensor_at_a_time(tmp_path: Path) -> None:
     (grown,) = run_ranks(measure, 1, tmp_path)
-    assert grown.pop("all at once") > 3 * LIMIT, "the measure sees what is held"
-    assert {what: size for what, size in grown.items() if size >= LIMIT} == {}
+    assert grown.pop("all at once") > 0.9 * COUNT * TENSOR, "the measure sees what is held"
+    tensors = {"merging": 2}  # the caller has one still while the next is made
+    excess = {what: size for what, size in grown.items() if size > tensors.get(what, 1) * TENSOR + REST}
+    assert excess == {}

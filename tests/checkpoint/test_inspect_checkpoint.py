@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from megatron_lite.checkpoint import verify
-from megatron_lite.checkpoint.files import item_of, write_file
+from megatron_lite.checkpoint.files import ElementReader, item_of, write_file
 from megatron_lite.checkpoint.index import (
     FileEntry,
     Index,
@@ -26,6 +27,7 @@ from megatron_lite.checkpoint.index import (
 )
 from megatron_lite.checkpoint.regions import Region
 from megatron_lite.checkpoint.save import publish
+from megatron_lite.checkpoint.verification import find_problems
 from megatron_lite.config import config_from_keys
 from megatron_lite.model import build_gpt
 from megatron_lite.parallel.parameter import ParameterFactory, spec_of
@@ -46,7 +48,7 @@ KEYS = {
     "tokenizer_type": "ByteTokenizer",
 }
 CONFIG = config_from_keys(KEYS, world_size=2)
-DENSE = "layers.1.mlp.dense_4h_to_h.weight"
+DENSE, LAST = "layers.1.mlp.dense_4h_to_h.weight", "final_layer_norm.bias"
 HALVES = [Region(1, ((0, 32),)), Region(1, ((32, 64),))]
 Tensors = dict[tuple[str, str], torch.Tensor]
 
@@ -136,9 +138,43 @@ def spoil(name: str, kind: str, value: float) -> Callable[[Path], Path]:
     return build
 
 
+def without(lost: Callable[[str, str], bool]) -> Callable[[Path], Path]:
+    """All is there and whole but the tensors, by name and kind, that are ``lost``."""
+
+    def build(folder: Path) -> Path:
+        return make(folder, {key: value for key, value in whole_model().items() if not lost(*key)})
+
+    return build
+
+
 def without_a_parameter(folder: Path) -> Path:
-    tensors = whole_model()
-    return make(folder, {key: value for key, value in tensors.items() if key[0] != "final_layer_norm.bias"})
+    return without(lambda name, kind: name == LAST)(folder)
+
+
+def of_a_newer_version(folder: Path) -> Path:
+    """Lacks a parameter, which the configuration would tell that this version does not understand."""
+    checkpoint = without_a_parameter(folder)
+    with changed_index(checkpoint) as index:
+        index["config"]["key_of_tomorrow"] = 1
+        index["versions"]["megatron_lite"] = "7.8.9"
+    return checkpoint
+
+
+def without_state(folder: Path) -> Path:
+    checkpoint = without(lambda name, kind: (name, kind) == (LAST, "exp_avg"))(folder)
+    with changed_index(checkpoint) as index:
+        index["parameters"][LAST]["scalars"] = {}
+    return checkpoint
+
+
+@contextmanager
+def changed_index(checkpoint: Path) -> Iterator[dict[str, Any]]:
+    """The index, to be changed; its checksum is right again afterwards."""
+    path = checkpoint / "index.json"
+    index = json.loads(path.read_text())
+    yield index
+    index["checksum"] = _checksum(index)
+    path.write_text(json.dumps(index))
 
 
 def damaged(change: Callable[[Path], Any]) -> Callable[[Path], Path]:
@@ -160,13 +196,11 @@ def flip(checkpoint: Path) -> None:
 def swapped(folder: Path) -> Path:
     """Its own checkpoint, but the weights of rank 1 are of another kind than the index says."""
     checkpoint = make(folder, whole_model())
-    index = json.loads((checkpoint / "index.json").read_text())
     (checkpoint / "weights_00001.safetensors").unlink()
     item = item_of("weight/other[0:4]", torch.zeros(4))
     entry = write_file(checkpoint / "weights_00001.safetensors", [item], {})
-    index["files"][2] = {"name": entry.name, "bytes": entry.bytes, "xxh3": entry.xxh3}
-    index["checksum"] = _checksum(index)
-    (checkpoint / "index.json").write_text(json.dumps(index))
+    with changed_index(checkpoint) as index:
+        index["files"][2] = {"name": entry.name, "bytes": entry.bytes, "xxh3": entry.xxh3}
     return checkpoint
 
 
@@ -175,7 +209,16 @@ PROBLEMS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "NaN": (spoil(DENSE, "weight", math.nan), [f"weight of {DENSE}", "3 values of 1,024 " + NAN]),
     "infinity": (spoil("embed_in.weight", "exp_avg", -math.inf), ["exp_avg of embed_in.weight", NAN]),
     "number": (lambda f: make(f, whole_model(), math.nan), ["step of embed_in.weight", "is nan"]),
-    "parameter": (without_a_parameter, ["another model: it lacks final_layer_norm.bias"]),
+    "parameter": (without_a_parameter, [f"another model: it lacks {LAST}"]),
+    "newer version": (of_a_newer_version, ["could not be checked", "no key key_of_tomorrow", "7.8.9"]),
+    "part of the state": (
+        without(lambda name, kind: (name, kind) == (DENSE, "exp_avg")),
+        [f"state of {DENSE} in ", "is incomplete: it has step, and other parameters have exp_avg, step;"],
+    ),
+    "state": (
+        without_state,
+        [f"state of {LAST} in ", "it has none, and other parameters have exp_avg, step;"],
+    ),
     "flipped": (damaged(flip), ["optimizer_00001.safetensors is corrupt: its checksum is wrong"]),
     "truncated": (
         damaged(lambda c: os.truncate(c / "weights_00000.safetensors", 99)),
@@ -207,6 +250,66 @@ def test_what_is_wrong_is_said(
     ]
     with pytest.raises(CheckpointError, match=re.escape(lines[0].removeprefix("problem: "))):
         verify(checkpoint)
+
+
+def own_model(folder: Path) -> Path:
+    """Saved from Python, without a run's configuration, and with a frozen parameter."""
+    checkpoint = without_state(folder)
+    with changed_index(checkpoint) as index:
+        index["config"] = {"mine": 1}
+    return checkpoint
+
+
+def one_that_never_trained(folder: Path) -> Path:
+    """Weights only: neither momentum nor steps."""
+    checkpoint = without(lambda name, kind: kind != "weight")(folder)
+    with changed_index(checkpoint) as index:
+        for parameter in index["parameters"].values():
+            parameter["scalars"] = {}
+    return checkpoint
+
+
+def muon(folder: Path) -> Path:
+    """Momentum for one matrix, and two moments of Adam for the rest."""
+    tensors = whole_model()
+    for name, kind in list(tensors):
+        if kind == "exp_avg" and name != DENSE:
+            tensors[name, "exp_avg_sq"] = tensors[name, kind]
+    tensors[DENSE, "momentum_buffer"] = tensors.pop((DENSE, "exp_avg"))
+    checkpoint = make(folder, tensors)
+    with changed_index(checkpoint) as index:
+        index["parameters"][DENSE]["scalars"] = {}
+    return checkpoint
+
+
+@pytest.mark.parametrize("build", [own_model, one_that_never_trained, muon])
+def test_no_false_alarm(build: Callable[[Path], Path], tmp_path: Path) -> None:
+    verify(build(tmp_path))
+
+
+class Counted(list[Piece]):
+    """Pieces, and how often all of them were gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Piece]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_pieces_are_not_gone_through_for_every_file(tmp_path: Path) -> None:
+    times = {}
+    for ranks in (2, 9):
+        pieces = Counted(Piece(n, n, n + 1) for n in range(ranks))
+        files = [
+            write_file(tmp_path / f"{ranks}_{n}", [item_of(f"weight/a[{n}:{n + 1}]", torch.ones(1))], {})
+            for n in range(ranks)
+        ]
+        parameters = {"a": ParameterEntry((ranks,), {"weight": TensorEntry((ranks,), "float32", pieces)})}
+        index = Index(1, ranks, "Adam", {}, {}, {}, {}, {}, files, parameters)
+        assert list(find_problems(ElementReader(tmp_path, index))) == []
+        times[ranks] = pieces.times
+    assert times[9] == times[2], "the work grows as ranks by files"
 
 
 def test_what_is_no_checkpoint(
