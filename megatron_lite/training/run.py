@@ -54,6 +54,11 @@ def train(config: Config, context: ParallelContext) -> int:
     Raises:
         UserError: what is wrong with keys, data or a checkpoint, or that the loss is not a number.
     """
+    with Watchdog(context, config.training.distributed_timeout) as watchdog:
+        return _train(config, context, watchdog)
+
+
+def _train(config: Config, context: ParallelContext, watchdog: Watchdog) -> int:
     batch = config.batch
     if config.training.train_iters == 0:
         raise ConfigError("train_iters is not given: say how many steps to train.")
@@ -64,8 +69,10 @@ def train(config: Config, context: ParallelContext) -> int:
     datasets = open_datasets(config)
     _ = datasets.train  # missing or damaged files are told of before the ranks meet
     tokenizer = load_tokenizer(config.data)
+    watchdog.sign("the ranks' meeting", longer=True)
     limit = config.training.distributed_timeout
-    with distributed(context, limit), swap_space(config, context), Watchdog(context, limit) as watchdog:
+    with distributed(context, limit), swap_space(config, context), watchdog.among_all():
+        watchdog.sign("the start", longer=True)
         context = arrange(context, config.parallel)
         tell_where_ranks_are(config, context)
         engine = open_engine(config, context)

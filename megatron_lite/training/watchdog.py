@@ -45,13 +45,15 @@ class Sign(NamedTuple):
 
 
 class Watchdog:
-    """Watches over this rank, and hears of the others; a context manager, within the run's process group.
+    """Watches over this rank, from before the ranks meet; a context manager.
 
     The rank gives a sign of life at every step, at every micro-batch and at every read and write of a
     checkpoint (:meth:`sign`, :meth:`alive`); that costs one assignment. A thread counts the seconds since the
-    last one. When they are too many, it tells the other ranks through the process group's store; each writes
-    the Python stacks of all its threads to standard error, every line with its rank, and ends with status
-    HANG. Ranks that wait in a collective for the one that hangs show their stacks, too.
+    last one. When they are too many, it writes the Python stacks of all the rank's threads to standard error,
+    every line with its rank, and ends with status HANG. Within :meth:`among_all` it tells the other ranks
+    first, through the process group's store, and they do the same: those that wait in a collective for the
+    one that hangs show their stacks, too. Before, there is no store: those that wait for it to join have
+    their own limit, which has the same length.
 
     Where no thread of ours gets to run, because C code holds the interpreter's lock, the stacks come from
     ``faulthandler``: on SIGUSR1, which our launcher sends to a rank that does not end, or by a timer.
@@ -70,16 +72,11 @@ class Watchdog:
         self._wake = threading.Event()
         self._alarm: str | None = None
         self._store: Any = None
-        if context.world_size > 1:
-            store: Any = _get_default_store()
-            self._store = store.clone()  # a connection of its own: the main thread may be waiting
-        jobs = [self._watch] if self._store is None else [self._watch, self._listen]
-        self._threads = [threading.Thread(target=job, name=NAME, daemon=True) for job in jobs]
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Watchdog:
         faulthandler.register(signal.SIGUSR1, file=2)
-        for thread in self._threads:
-            thread.start()
+        self._start(self._watch)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,6 +84,26 @@ class Watchdog:
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
         faulthandler.cancel_dump_traceback_later()
+
+    @contextlib.contextmanager
+    def among_all(self) -> Iterator[None]:
+        """Within, where there is the run's process group: this rank hears of the others, and they of it.
+
+        The watch ends here, while the store is still there.
+        """
+        if self._context.world_size > 1:
+            store: Any = _get_default_store()
+            self._store = store.clone()  # a connection of its own: the main thread may be waiting
+            self._start(self._listen)
+        try:
+            yield
+        finally:
+            self.__exit__()
+
+    def _start(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, name=NAME, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def sign(self, doing: str, longer: bool = False) -> None:
         """Give a sign of life; ``longer`` when none can come for longer than ``timeout``."""

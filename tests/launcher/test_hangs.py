@@ -28,7 +28,7 @@ from megatron_lite.launcher import local
 from megatron_lite.utils.log import setup_logging
 setup_logging()
 local.GRACE_SECONDS, local.STACK_SECONDS = 4.0, 2.0
-sys.exit(local.start_ranks([sys.executable, "-c", sys.argv[1]], 3, os.environ))
+sys.exit(local.start_ranks([sys.executable, "-c", sys.argv[1]], int(sys.argv[2]), os.environ))
 """
 HANGS = """
 import ctypes, time, torch, torch.distributed as dist
@@ -40,7 +40,7 @@ def stuck_in_python():
 def stuck_in_c():  # with the interpreter's lock in its hand
     ctypes.PyDLL(None).sleep(600)
 dist.init_process_group("gloo")
-with Watchdog(context, 1) as watchdog:
+with Watchdog(context, 1) as watchdog, watchdog.among_all():
     dist.barrier()
     watchdog.sign("step 7")
     [lambda: None, stuck_in_python, stuck_in_c][context.rank]()
@@ -48,13 +48,18 @@ with Watchdog(context, 1) as watchdog:
 """
 
 
+def launch(program: str, ranks: int) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.run(
+        [sys.executable, "-c", LAUNCH, program, str(ranks)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C library under the name None")
 def test_every_rank_shows_its_stack_wherever_it_hangs() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", LAUNCH, HANGS],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    run = launch(HANGS, 3)
     assert run.returncode == 124, run.stderr
     assert re.search(r"^\[rank 0\] .*in step 7\. Its Python stacks:$", run.stderr, re.MULTILINE)
     assert re.search(r"^\[rank 0\] .*in all_reduce$", run.stderr, re.MULTILINE)
@@ -128,6 +133,47 @@ def test_a_rank_that_hangs_in_a_run(what: str, tmp_path: Path) -> None:
     assert re.search(rf"^\[rank 1\] .*in {function}$", report, re.MULTILINE)
     assert re.search(r"^\[rank 1\] .*in never_back$", report, re.MULTILINE)
     assert re.search(r"^\[rank 0\] .*in all_reduce$", report, re.MULTILINE)
+
+
+def never_joining_rank(folder: Path) -> None:
+    """Rank 1 of a real run hangs as it opens the data; rank 0 waits for it in the meeting, but not long."""
+    from training.training_runs import KEYS, train_rank, write_corpus
+
+    from megatron_lite.training import run
+
+    rank, hangs, sign = os.environ["RANK"], folder / "hangs", Watchdog.sign
+
+    def never_open(*_: object) -> Any:
+        hangs.touch()
+        time.sleep(600)
+
+    def impatient(self: Watchdog, doing: str, longer: bool = False) -> None:
+        while not hangs.exists():
+            time.sleep(0.05)
+        self._longer = 5.0
+        sign(self, doing, longer)
+
+    if rank == "1":
+        run.open_datasets = never_open
+    else:
+        Watchdog.sign = impatient  # type: ignore[method-assign]
+    own = folder / rank
+    own.mkdir()
+    keys = {**KEYS, "data_path": str(write_corpus(own)), "run_dir": str(folder), "distributed_timeout": 10}
+    train_rank(keys, 2)
+
+
+def test_a_rank_that_never_joins(tmp_path: Path) -> None:
+    """Before the ranks have met, none can tell the others: each has its own limit, and the launcher asks."""
+    program = "import pathlib, launcher.test_hangs as tests; tests.never_joining_rank(pathlib.Path({!r}))"
+    run = launch(program.format(str(tmp_path)), 2)
+    assert run.returncode == 124, run.stderr
+    waits = r"^\[rank 0\] no sign of life for \d+ s in the ranks' meeting\. Its Python stacks:$"
+    assert re.search(waits, run.stderr, re.MULTILINE), run.stderr
+    assert re.search(r"^\[rank 0\] .*in _join$", run.stderr, re.MULTILINE)
+    assert "rank 0 ended with exit status 124: a rank hangs" in run.stderr
+    _, _, of_rank_1 = run.stderr.partition("rank 1 shows no stacks by itself:\n")
+    assert re.search(r"line \d+ in never_open$", of_rank_1, re.MULTILINE)
 
 
 class Ticks:
