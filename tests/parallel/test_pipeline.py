@@ -226,9 +226,9 @@ def test_a_whole_run_and_what_comes_of_it(tmp_path: Path) -> None:
 
 
 def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
-    """(measured, formula) in percent, of stages that take 40 ms a micro-batch: the median of five steps.
+    """(measured, formula) in percent, of stages that take 100 ms a micro-batch: the least of five steps.
 
-    A busy machine may hold up some of them.
+    A busy machine only adds waiting, and may do so in most of them.
     """
     from megatron_lite.parallel.context import arrange, context_from_environment
     from megatron_lite.training.distributed import distributed
@@ -241,7 +241,7 @@ def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
         forward = engine.deepspeed.module.forward
 
         def slow(x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.04)
+            time.sleep(0.1)
             return forward(x)
 
         engine.deepspeed.module.forward = slow
@@ -252,7 +252,7 @@ def bubble_rank(world_size: int, micro_batches: int) -> tuple[float, float]:
             engine.train_step([rows(batch, start, size) for start in range(0, SAMPLES, size)], 1e-3)
             engine.eval_loss([rows(batch, 0, size)])
             shares.append(engine.bubble.shares())
-        return sorted(shares)[2]
+        return min(shares)
 
 
 def test_the_bubble_is_measured() -> None:
