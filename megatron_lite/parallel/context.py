@@ -115,10 +115,13 @@ class ParallelContext:
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 """srun's tasks. SLURM_NTASKS counts those of the job: beside SLURM_PROCID=0, a batch script has it, too."""
 
+CRAY = ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE")
+"""HPE Cray's mpiexec (PALS). Hydra shares the first two with it: the third tells them apart."""
+
 # Who sets which variables (rank, ranks, rank on its machine, ranks there): torchrun, deepspeed and our
 # launcher; OpenMPI's mpirun and MVAPICH's mpirun_rsh (since 3.0; before), ahead of SLURM, in whose job they
-# may run; SLURM's srun; Hydra, which starts MPICH's and Intel's; Kubernetes with one process in each pod:
-# Kubeflow's torchrun variables, or an Indexed Job.
+# may run; SLURM's srun; Cray's mpiexec; Hydra, which starts MPICH's and Intel's; Kubernetes with one process
+# in each pod: Kubeflow's torchrun variables, or an Indexed Job.
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     (
@@ -130,6 +133,7 @@ LAUNCHERS = (
     ("MVP_COMM_WORLD_RANK", "MVP_COMM_WORLD_SIZE", "MVP_COMM_WORLD_LOCAL_RANK", "MVP_COMM_WORLD_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     SLURM,
+    CRAY,
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("PET_NODE_RANK", "PET_NNODES", "", ""),
     ("NODE_RANK", "NNODES", "", ""),
@@ -151,7 +155,11 @@ def context_from_environment() -> ParallelContext:
             which nobody says where they meet.
     """
     environment = os.environ
-    started = [names for names in LAUNCHERS if names[0] in environment and names[1] in environment]
+    started = [
+        names
+        for names in LAUNCHERS
+        if all(name in environment for name in names[: 3 if names == CRAY else 2])
+    ]
     rank, world_size, local_rank = (
         (int(environment.get(name, 0)) for name in started[0][:3]) if started else (0, 1, 0)
     )
