@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -49,7 +49,7 @@ def load_checkpoint(
     layout and the optimizer unchanged, training goes on bitwise as if it had never stopped.
 
     Args:
-        path: a checkpoint, or a folder with ``latest``.
+        path: a checkpoint, or a folder with ``latest``, as rank 0 sees it.
         engine: DeepSpeed's engine, just initialised; its model's parameters carry their ``spec``.
         context: this rank.
         load_optimizer: also optimizer state, loss scale and DeepSpeed's counters; False to fine-tune.
@@ -66,8 +66,11 @@ def load_checkpoint(
 
     model = _shapes(engine, context)
 
-    def check() -> tuple[Path, Index, Layout]:
-        checkpoint = find_checkpoint(path)
+    agreed = partial(together, context, sign=sign, doing="loading")
+    # One run may load while another saves: what is the latest is asked once.
+    checkpoint = cast(Path, context.broadcast_object(agreed(lambda: find_checkpoint(path))))
+
+    def check() -> tuple[Index, Layout]:
         index = read_index(checkpoint)
         check_model(model, index, checkpoint)
         for entry in index.files[context.rank :: context.world_size]:
@@ -75,10 +78,9 @@ def load_checkpoint(
         layout = layout_of(engine)
         if load_optimizer:
             _check_kind_of_optimizer(layout, index, checkpoint)
-        return checkpoint, index, layout
+        return index, layout
 
-    agreed = partial(together, context, sign=sign, doing="loading")
-    checkpoint, index, layout = agreed(check)
+    index, layout = agreed(check)
     with_state = load_optimizer and index.has_optimizer_state
     if with_state:
         agreed(lambda: make_state(layout, index, sign))

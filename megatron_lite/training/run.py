@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint
 from megatron_lite.checkpoint.folder import LATEST, complete_steps
@@ -209,11 +209,12 @@ def checkpoint_to_load(config: Config) -> Path | None:
 def begin_from(
     checkpoint: Path | None, config: Config, context: ParallelContext, engine: Engine, sign: Sign
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Fill ``engine`` from ``checkpoint``. ``finetune`` takes the weights only.
+    """Fill ``engine`` from ``checkpoint``, rank 0's. ``finetune`` takes the weights only.
 
-    ``sign`` is told that this rank lives. Returns the state to go on from, and what the checkpoint tells of
-    the data.
+    A host may have found another one: NFS shows it an older ``latest`` for a while after a restart. ``sign``
+    is told that this rank lives. Returns the state to go on from, and what the checkpoint tells of the data.
     """
+    checkpoint = cast(Path | None, context.broadcast_object(checkpoint))
     if checkpoint is None:
         return TrainState(), {}
     keys = config.checkpoint

@@ -19,6 +19,7 @@ from stored import stored_tensors
 
 from megatron_lite.checkpoint import find_checkpoint, load_checkpoint, read_weights, verify
 from megatron_lite.checkpoint.layouts import layout_of
+from megatron_lite.checkpoint.signs import unheard
 from megatron_lite.utils.errors import CheckpointError
 
 RUN = Run(1)
@@ -271,6 +272,49 @@ def test_what_is_not_supported_is_said() -> None:
 
     with pytest.raises(CheckpointError, match="under DeepSpeed's ZenFlowZeroOptimizer are not supported"):
         layout_of(SimpleNamespace(optimizer=ZenFlowZeroOptimizer()))
+
+
+def load_what_differs(folder: Path) -> tuple[int, list[int], str]:
+    """Steps: loaded where rank 1 sees an older ``latest``; begun from where it found that, or nothing.
+
+    Last what is said of a host that has none of the folder.
+    """
+    from training.training_runs import KEYS
+
+    from megatron_lite.checkpoint import load as module
+    from megatron_lite.config import config_from_keys
+    from megatron_lite.training import run
+
+    def counters(path: Path, *_: Any, **__: Any) -> dict[str, int]:
+        return {"step": int(path.name.removeprefix("global_step")), "samples": 0, "tokens": 0}
+
+    context = start()
+    engine = make_engine(RUN)
+    old, new = (save(RUN, engine, context, folder, step) for step in (1, 2))
+    found, module.find_checkpoint = module.find_checkpoint, lambda path: new if context.is_first else old
+    step = load_checkpoint(folder, engine, context)["step"]
+    module.find_checkpoint = found
+    run.load_checkpoint = counters
+    config = config_from_keys({**KEYS, "data_path": "unused"})
+    begun = []
+    for own in ((new, old), (new, None), (None, new)):
+        state, _ = run.begin_from(own[context.rank], config, context, SimpleNamespace(deepspeed=0), unheard)
+        begun.append(state.step)
+    here = new if context.is_first else folder / "not mounted" / new.name
+    module.find_checkpoint = lambda _path: found(here)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(new, engine, context)
+    return step, begun, str(caught.value)
+
+
+def test_all_ranks_load_what_rank_0_found(tmp_path: Path) -> None:
+    """NFS may show a host an older ``latest`` for a while, or another run save in between."""
+    first, second = run_ranks(load_what_differs, 2, tmp_path)
+    assert first == second
+    step, begun, sentence = first
+    assert step == 2
+    assert begun == [2, 2, 0]
+    assert sentence.endswith("global_step2: the folder does not exist (rank 1)")
 
 
 def signs_of_loading(folder: Path) -> list[tuple[str, bool]]:
