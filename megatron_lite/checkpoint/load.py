@@ -20,6 +20,7 @@ from megatron_lite.checkpoint.index import WEIGHT, Index, read_index
 from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Layout
 from megatron_lite.checkpoint.optimizer_state import make_state, replay_native_steps, restore_scalars
+from megatron_lite.checkpoint.read import check_weights
 from megatron_lite.checkpoint.save import RNG_KEY, optimizer_file
 from megatron_lite.checkpoint.signs import Sign, unheard
 from megatron_lite.checkpoint.together import together
@@ -44,9 +45,10 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Fill ``engine`` from a checkpoint of any ZeRO stage and number of ranks; every rank calls this.
 
-    Each rank reads the elements that it holds. Every file's checksum is verified first, the ranks sharing the
-    work. Low-precision parameters are made from the fp32 weights as the optimizer step makes them. With the
-    layout and the optimizer unchanged, training goes on bitwise as if it had never stopped.
+    Each rank reads the elements that it holds. The checksums of the files are verified first, the ranks
+    sharing the work; for the weights alone, of theirs: the others need not be there. Low-precision parameters
+    are made from the fp32 weights as the optimizer step makes them. With the layout and the optimizer
+    unchanged, training goes on bitwise as if it had never stopped.
 
     Args:
         path: a checkpoint, or a folder with ``latest``, as rank 0 sees it.
@@ -73,8 +75,11 @@ def load_checkpoint(
     def check() -> tuple[Index, Layout]:
         index = read_index(checkpoint)
         check_model(model, index, checkpoint)
-        for entry in index.files[context.rank :: context.world_size]:
-            check_file(checkpoint, entry, sign)
+        if load_optimizer or load_rng:
+            for entry in index.files[context.rank :: context.world_size]:
+                check_file(checkpoint, entry, sign)
+        else:
+            check_weights(checkpoint, index, context.rank, context.world_size, sign)
         layout = layout_of(engine)
         if load_optimizer:
             _check_kind_of_optimizer(layout, index, checkpoint)

@@ -11,6 +11,7 @@ import torch
 from megatron_lite.checkpoint.files import ElementReader, check_file
 from megatron_lite.checkpoint.folder import find_checkpoint
 from megatron_lite.checkpoint.index import WEIGHT, Index, read_index
+from megatron_lite.checkpoint.signs import Sign, unheard
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -36,12 +37,16 @@ def read_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, weight
 
 
-def check_weights(checkpoint: Path, index: Index, rank: int = 0, ranks: int = 1) -> None:
+def check_weights(
+    checkpoint: Path, index: Index, rank: int = 0, ranks: int = 1, sign: Sign = unheard
+) -> None:
     """Verify the checksums of the files that hold weights: each is one of ``ranks``' to look at.
+
+    ``sign`` is told of every read.
 
     Raises:
         CheckpointError: one of this rank's is missing or corrupt.
     """
     used = {piece.file for p in index.parameters.values() for piece in p.tensors[WEIGHT].pieces}
     for number in sorted(used)[rank::ranks]:
-        check_file(checkpoint, index.files[number])
+        check_file(checkpoint, index.files[number], sign)

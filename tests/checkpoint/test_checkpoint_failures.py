@@ -317,6 +317,35 @@ def test_all_ranks_load_what_rank_0_found(tmp_path: Path) -> None:
     assert sentence.endswith("global_step2: the folder does not exist (rank 1)")
 
 
+def load_weights_alone(folder: Path) -> tuple[bool, str]:
+    """Whether the weights are as saved, without the optimizer's files; what is said when one is damaged."""
+    context = start()
+    checkpoint = trained(RUN, context, folder)
+    if context.is_first:
+        for path in checkpoint.glob("optimizer_*"):
+            path.unlink()
+    context.barrier()
+    engine = make_engine(Run(0))
+    load_checkpoint(checkpoint, engine, context, load_optimizer=False, load_rng=False)
+    read = dict(read_weights(checkpoint))
+    same = all(bool((p == read[p.spec.name]).all()) for p in engine.module.parameters())
+    context.barrier()
+    if context.is_first:
+        truncate(checkpoint)
+    context.barrier()
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(checkpoint, engine, context, load_optimizer=False, load_rng=False)
+    return same, str(caught.value)
+
+
+def test_weights_alone_need_their_own_files_only(tmp_path: Path) -> None:
+    first, second = run_ranks(load_weights_alone, 2, tmp_path)
+    assert first == second
+    same, sentence = first
+    assert same
+    assert "weights_00001.safetensors has 100 bytes and should have" in sentence
+
+
 def signs_of_loading(folder: Path) -> list[tuple[str, bool]]:
     """What rank 0 says while it loads a checkpoint of another layout."""
     context = start()
