@@ -57,7 +57,7 @@ class PipelinedGPT(PipelineModule):
         self._recomputes = model.checkpoint_num_layers if model.checkpoint_activations else 0
         if context.expert.size > 1:
             check_experts(model.mlp_kinds, self._bounds)
-        check_groups(counted, self._bounds)
+        check_groups(counted, self._bounds, context.expert.size > 1)
         specs = [_spec(plan, not model.no_weight_tying) for plan in layer_plans(model, factory)]
         topology = PipeModelDataParallelTopology(stages, context.tensor.size, context.replicas.size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
@@ -119,21 +119,24 @@ def check_experts(kinds: Sequence[str], bounds: Sequence[int]) -> None:
             )
 
 
-def check_groups(layers: Sequence[LayerPlan], bounds: Sequence[int]) -> None:
+def check_groups(layers: Sequence[LayerPlan], bounds: Sequence[int], divides_experts: bool = False) -> None:
     """Raise unless all stages have groups of the same kinds: parameters that decay, and those that do not.
 
     DeepSpeed's norm of the gradient is a collective for each group: other stages would wait for ever.
-    ``layers`` are on the meta device.
+    ``layers`` are on the meta device. Experts that are divided over ranks have groups of their own, in every
+    stage the same ones (:func:`check_experts`).
     """
     stages = [layers[first:last] for first, last in pairwise(bounds)]
-    kinds = [{spec_of(p).decays for layer in stage for p in layer.build().parameters()} for stage in stages]
+    specs = [[spec_of(p) for layer in stage for p in layer.build().parameters()] for stage in stages]
+    kinds = [{each.decays for each in found if not (divides_experts and each.is_expert)} for found in specs]
     for stage, kind in enumerate(kinds):
         if kind != kinds[0]:
             without, other = sorted((0, stage), key=lambda each: len(kinds[each]))
             raise ConfigError(
                 f"pipeline stage {without} would have no parameters without weight decay (biases, weights of "
-                f"norms), stage {other} has some: give the layers some too (norm: rmsnorm, or "
-                "use_bias_in_mlp: true), or take them from the head (use_bias_in_head: false)"
+                f"norms; divided experts' do not count), stage {other} has some: give the layers some too "
+                "(norm: rmsnorm, or use_bias_in_attn_linear: true), or take them from the head "
+                "(use_bias_in_head: false)"
             )
 
 

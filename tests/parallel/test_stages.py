@@ -42,3 +42,12 @@ def test_a_stage_that_would_wait_for_ever_is_refused() -> None:
     check_groups(layers, [0, len(layers)])
     with pytest.raises(ConfigError, match=r"stage 0 would have no parameters .* stage 1 has some"):
         check_groups(layers, [0, 2, len(layers)])
+
+
+def test_experts_that_are_divided_have_groups_of_their_own() -> None:
+    """Their biases are in every stage, and the head's is alone in its group: two stages waited for ever."""
+    biases = {"use_bias_in_mlp": True, "use_bias_in_head": True}
+    layers = plans(**biases, moe_num_experts=2, expert_interval=1)
+    check_groups(layers, [0, 2, len(layers)], divides_experts=False)
+    with pytest.raises(ConfigError, match=r"stage 0 would have no parameters .* stage 1 has some"):
+        check_groups(layers, [0, 2, len(layers)], divides_experts=True)
