@@ -280,5 +280,6 @@ def test_the_batch_script_tells_srun_of_its_cores(tmp_path: Path) -> None:
     run = subprocess.run(
         ["bash", str(ROOT / "docs/slurm.sbatch"), "a.yml"], env=variables, capture_output=True, text=True
     )
-    assert run.stdout.startswith("6 --cpus-per-task=6 "), run.stderr
-    assert run.stdout.endswith("train.py a.yml\n")
+    threads, *options = run.stdout.split()
+    assert (threads, options[-2:]) == ("6", ["train.py", "a.yml"]), run.stderr
+    assert {"--cpus-per-task=6", "--distribution=block", "--kill-on-bad-exit=1"} <= set(options)
