@@ -11,10 +11,12 @@ from typing import Any
 from megatron_lite.config.attention import attention_kinds
 from megatron_lite.config.contradiction import Contradiction, Keys
 from megatron_lite.config.data_rules import check_data
+from megatron_lite.config.inner_keys import unknown
 from megatron_lite.config.layout_rules import check_experts, check_stages, data_ranks, derive_ranks
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.position_rules import check_length, check_positions, check_rope_scaling
 from megatron_lite.config.schema import SECTION_OF
+from megatron_lite.config.sections.deepspeed import EXTRA
 from megatron_lite.utils.errors import ConfigError
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
@@ -242,6 +244,10 @@ def _extra(keys: Keys) -> dict[str, Any]:
             raise Contradiction(
                 f"deepspeed_extra_args.{key} is a key of its own: write it outside of deepspeed_extra_args",
                 "deepspeed_extra_args",
+            )
+        if key not in {*EXTRA, *SECTION_OF, *REFUSED}:
+            raise Contradiction(
+                f"deepspeed_extra_args: {unknown(key, [*EXTRA, *SECTION_OF])}", "deepspeed_extra_args"
             )
     return {}
 

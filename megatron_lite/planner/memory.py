@@ -225,10 +225,9 @@ def _state_bytes(config: Config, count: ParameterCount, stage: int) -> int:
 
 
 def _zero_number(config: Config, key: str) -> int:
-    """A number of the ZeRO block, in elements; DeepSpeed's default when it is not given (or "auto")."""
+    """A number of the ZeRO block, in elements; DeepSpeed's default when it is not given."""
     default = {"stage3_max_live_parameters": LIVE_PARAMETERS, "reduce_bucket_size": BUCKET}[key]
-    value = config.zero.block.get(key, default)
-    return int(value) if isinstance(value, int | float) else default
+    return int(config.zero.block.get(key, default))
 
 
 def _bucket_bytes(config: Config, on_gpu: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,8 +12,10 @@ from megatron_lite.config import config_from_keys, load_config
 from megatron_lite.config.deepspeed import deepspeed_config
 from megatron_lite.config.neox import REFUSED
 from megatron_lite.config.older_keys import OFFLOADS
+from megatron_lite.config.schema import SECTION_OF
+from megatron_lite.config.sections.deepspeed import EXTRA
 from megatron_lite.config.sections.precision import Bf16Block, Fp16Block
-from megatron_lite.config.sections.zero import PASSED, REMOVED, ZeroBlock
+from megatron_lite.config.sections.zero import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, PASSED, REMOVED, ZeroBlock
 from megatron_lite.utils.errors import ConfigError
 
 KEYS = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16}
@@ -26,9 +28,76 @@ def test_zero_s_keys_are_deepspeed_s() -> None:
     fields = DeepSpeedZeroConfig.model_fields
     theirs = set(fields) | {field.alias for field in fields.values() if field.alias}
     older = set(OFFLOADS) - {"cpu_offload_params"}  # that is older than theirs
-    assert PASSED | set(ZeroBlock.model_fields) | older == theirs - {"compute_grad_norm"}
+    assert {*PASSED, *ZeroBlock.model_fields} | older == theirs - {"compute_grad_norm"}
     with pytest.raises(ConfigError, match="compute_grad_norm: by the norm"):
         config_from_keys({**KEYS, "zero_optimization": {"stage": 1, "compute_grad_norm": False}})
+
+
+def test_the_types_within_zero_s_blocks_are_deepspeed_s() -> None:
+    from deepspeed.runtime.zero import offload_config as offload
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = {
+        name: field.annotation
+        for key, field in DeepSpeedZeroConfig.model_fields.items()
+        for name in (key, field.alias)
+    }
+    for key, kind in PASSED.items():
+        assert kind is dict or fields[key] in (kind, kind | None)
+    for ours, theirs in (
+        (OFFLOAD_PARAM, offload.DeepSpeedZeroOffloadParamConfig),
+        (OFFLOAD_OPTIMIZER, offload.DeepSpeedZeroOffloadOptimizerConfig),
+    ):
+        assert set(ours) == set(theirs.model_fields)
+        for key, kind in ours.items():
+            assert kind is str or theirs.model_fields[key].annotation is kind
+
+
+def test_keys_within_blocks_are_deepspeed_s() -> None:
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+
+    theirs = {
+        "comms_logger": CommsLoggerConfig.model_fields,
+        "csv_monitor": CSVConfig.model_fields,
+        "tensorboard": TensorBoardConfig.model_fields,
+        "wandb": WandbConfig.model_fields,
+        "flops_profiler": vars(DeepSpeedFlopsProfilerConfig({})),
+        "aio": AIO_DEFAULT_DICT,
+        "data_types": ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"),
+    }
+    for block, names in theirs.items():
+        config_from_keys({**KEYS, block: dict.fromkeys(names, False)})
+        with pytest.raises(ConfigError, match=f"{block}: there is no key {min(names)}x; did you mean"):
+            config_from_keys({**KEYS, block: {f"{min(names)}x": False}})
+
+
+class Asked(dict[str, Any]):
+    """A dictionary that remembers which keys it was asked for."""
+
+    keys_asked: ClassVar[set[object]] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.add(key)
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self
+
+
+def test_extra_keys_are_deepspeed_s() -> None:
+    """What DeepSpeed looks for is a key of ours, refused, or allowed among the extra ones."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    DeepSpeedConfig(Asked(train_batch_size=1))
+    older = {"bfloat16"}  # bf16's name of before
+    assert Asked.keys_asked - set(SECTION_OF) - set(REFUSED) - older == EXTRA
 
 
 def test_precision_keys_are_deepspeed_s() -> None:

@@ -105,6 +105,23 @@ def test_a_contradiction_names_the_places(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs stage 3"),
         ({"deepspeed_extra_args": {"train_batch_size": 3}}, "a key of its own"),
         ({"deepspeed_extra_args": {"elasticity": {"enabled": True}}}, "removed"),
+        ({"deepspeed_extra_args": {"memory_brakedown": True}}, "did you mean memory_breakdown"),
+        ({"deepspeed_extra_args": {"bfloat16": {"enabled": True}}}, "did you mean bf16"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "auto"}},
+            "reduce_bucket_size should be a whole number",
+        ),
+        ({"zero_optimization": {"reduce_bucket_size": 0.5}}, "reduce_bucket_size should be a whole number"),
+        ({"zero_optimization": {"sub_group_size": -1}}, "sub_group_size should be a whole number"),
+        ({"zero_optimization": {"reduce_scatter": 1}}, "reduce_scatter should be true or false"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu", "pin_memroy": True}}},
+            "zero_optimization.offload_optimizer: there is no key pin_memroy; did you mean pin_memory",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "buffer_count": True}}},
+            "buffer_count should be a whole number",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(keys: dict[str, Any], words: str) -> None:

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, model_validator
 
 from megatron_lite.config.fields import Block, Bool, Positive, Section
+from megatron_lite.config.inner_keys import check_keys, holding
 
-PASSED = frozenset(
-    {
+PASSED: dict[str, type] = dict.fromkeys(
+    (
         "contiguous_gradients",
         "reduce_scatter",
-        "reduce_bucket_size",
         "use_multi_rank_bucket_allreduce",
         "allgather_partitions",
-        "allgather_bucket_size",
         "load_from_fp32_weights",
         "elastic_checkpoint",
-        "zenflow",
-        "sub_group_size",
         "cpu_offload_use_pin_memory",
-        "prefetch_bucket_size",
-        "param_persistence_threshold",
-        "model_persistence_threshold",
-        "max_live_parameters",
-        "max_reuse_distance",
         "gather_16bit_weights_on_model_save",
-        "module_granularity_threshold",
         "use_all_reduce_for_fetch_params",
         "allgather_sequential",
-        "stage3_prefetch_bucket_size",
-        "stage3_param_persistence_threshold",
-        "stage3_model_persistence_threshold",
-        "stage3_max_live_parameters",
-        "stage3_max_reuse_distance",
         "stage3_gather_16bit_weights_on_model_save",
         "stage3_gather_fp16_weights_on_model_save",
-        "stage3_module_granularity_threshold",
         "stage3_use_all_reduce_for_fetch_params",
         "stage3_allgather_sequential",
         "ignore_unused_parameters",
@@ -52,14 +36,49 @@ PASSED = frozenset(
         "log_trace_cache_warnings",
         "enable_sanity_checks",
         "save_muon_momentum_buffer_in_memory",
-        "leaf_module",
-    }
+    ),
+    bool,
 )
-"""What else DeepSpeed's block holds; handed on as it is."""
+PASSED |= dict.fromkeys(
+    (
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+        "sub_group_size",
+        "prefetch_bucket_size",
+        "param_persistence_threshold",
+        "model_persistence_threshold",
+        "max_live_parameters",
+        "max_reuse_distance",
+        "module_granularity_threshold",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_model_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_module_granularity_threshold",
+    ),
+    int,
+)
+PASSED |= {"zenflow": dict, "leaf_module": dict}
+"""What else DeepSpeed's block holds, and of which type; handed on as it is."""
 
 REMOVED = frozenset({"mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param"})
 
 OFFLOADS = ("offload_optimizer", "offload_param")
+
+OFFLOAD: dict[str, type] = {"device": str, "nvme_path": str, "buffer_count": int, "pin_memory": bool}
+"""What both blocks hold; each has more."""
+
+OFFLOAD_PARAM = OFFLOAD | {"buffer_size": int, "max_in_cpu": int}
+
+OFFLOAD_OPTIMIZER = OFFLOAD | {
+    "pipeline_read": bool,
+    "pipeline_write": bool,
+    "fast_init": bool,
+    "ratio": float,
+    "super_offload": bool,
+    "cpuadam_cores_perc": float,
+}
 
 
 class ZeroBlock(Section):
@@ -69,10 +88,10 @@ class ZeroBlock(Section):
 
     stage: Literal[0, 1, 2, 3] = 0
     """What the data-parallel ranks share: 1 optimizer state, 2 gradients too, 3 parameters too."""
-    offload_optimizer: Block | None = None
+    offload_optimizer: Annotated[Block, holding(OFFLOAD_OPTIMIZER)] | None = None
     """Where the optimizer state is: `{device: cpu}` in the machine's memory (stages 1 to 3), `{device: nvme,
     nvme_path: FOLDER}` in files (stage 3; needs libaio)."""
-    offload_param: Block | None = None
+    offload_param: Annotated[Block, holding(OFFLOAD_PARAM)] | None = None
     """Where the parameters are (stage 3): as above. With nvme, `max_in_cpu` of them stay in memory."""
     zero_hpz_partition_size: Positive | None = None
     """ZeRO++'s hierarchical partitioning (stage 3): so many neighbouring ranks, those of a machine, hold all
@@ -93,9 +112,7 @@ class ZeroBlock(Section):
                 raise ValueError(f"DeepSpeed has removed {key}; leave it out")
             if key == "compute_grad_norm":
                 raise ValueError(f"{key}: by the norm a gradient that is not finite is found; leave it out")
-            if key not in PASSED:
-                near = difflib.get_close_matches(key, [*PASSED, *type(self).model_fields], n=1)
-                raise ValueError(f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        check_keys(self.model_extra or {}, PASSED, others=type(self).model_fields)
         return self
 
     @model_validator(mode="after")
