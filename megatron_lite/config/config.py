@@ -71,6 +71,12 @@ class Config:
         return context_kind(kind, heads, *sizes) == "ring"
 
     @property
+    def engine_stage(self) -> int:
+        """ZeRO's stage as it runs: 0 with pipeline stages or in 16 bits runs as 1."""
+        as_given = self.parallel.pipe_parallel_size <= 1 and self.precision.precision == "fp32"
+        return self.zero.stage if as_given else max(1, self.zero.stage)
+
+    @property
     def run_dir(self) -> Path:
         """Folder of the run: resolved configuration, metrics, checkpoints."""
         return Path(self.checkpoint.run_dir)

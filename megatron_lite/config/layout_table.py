@@ -39,8 +39,8 @@ def holdings(config: Config) -> list[str]:
     if parallel.expert_parallel_size > 1:
         lines.append(_part(model.moe_num_experts, parallel.expert_parallel_size, "experts of a layer"))
     replicas = parallel.data_parallel_size * parallel.context_parallel_size
-    if config.zero.stage and replicas > 1:
-        lines.append(f"1/{replicas} of " + " and of ".join(DIVIDED[: config.zero.stage]))
+    if config.engine_stage and replicas > 1:
+        lines.append(f"1/{replicas} of " + " and of ".join(DIVIDED[: config.engine_stage]))
     return lines
 
 

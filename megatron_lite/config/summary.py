@@ -142,7 +142,9 @@ def _training(config: Config) -> str:
 
 def _layout(config: Config) -> str:
     ranks, zero = config.parallel.world_size, config.zero
-    parts = [_ranks(ranks), f"ZeRO {zero.stage}", config.precision.precision]
+    other = config.engine_stage != zero.stage and config.parallel.replicas > 1
+    stage = f"ZeRO {zero.stage}" + (f" (runs as {config.engine_stage})" if other else "")
+    parts = [_ranks(ranks), stage, config.precision.precision]
     if zero.offload_optimizer:
         parts.append("optimizer offloaded")
     if zero.offload_param:

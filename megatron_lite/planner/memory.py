@@ -99,15 +99,10 @@ def _without_zeros(parts: dict[str, int]) -> dict[str, int]:
     return {part: size for part, size in parts.items() if size}
 
 
-def _stage(config: Config) -> int:
-    """ZeRO's stage as it runs: the engine runs stage 0 with 16-bit parameters as stage 1."""
-    return config.zero.stage or (0 if config.precision.precision == "fp32" else 1)
-
-
 def _model_states(config: Config, on_gpu: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Parameters, gradients, optimizer and the update's temporary copies: on the device and on the host."""
     count = parameters_on_rank(config)
-    stage, width, zero = _stage(config), element_bytes(config), config.zero
+    stage, width, zero = config.engine_stage, element_bytes(config), config.zero
     shard = _shard(config, count)
     held = shard if stage >= 3 else count.total
     # Stage 0 updates the parameters themselves; the other stages update an fp32 copy.
@@ -148,7 +143,7 @@ def _shard(config: Config, count: ParameterCount) -> int:
 
 def _optimizer_bytes(config: Config) -> tuple[int, int]:
     """The fp32 weights of this rank's share, and they with the optimizer's state."""
-    count, stage = parameters_on_rank(config), _stage(config)
+    count, stage = parameters_on_rank(config), config.engine_stage
     optimized = _shard(config, count) if stage >= 1 else count.total
     master = FP32 * optimized if stage >= 1 else 0
     return master, master + _state_bytes(config, count, stage) * optimized // count.total
@@ -156,7 +151,7 @@ def _optimizer_bytes(config: Config) -> tuple[int, int]:
 
 def _share_of_checkpoint(config: Config) -> int:
     """What a rank writes of a checkpoint: its share of the fp32 weights and of the optimizer's state."""
-    count, stage = parameters_on_rank(config), _stage(config)
+    count, stage = parameters_on_rank(config), config.engine_stage
     if stage >= 1:
         return _optimizer_bytes(config)[1]
     return -(-(FP32 * count.total + _state_bytes(config, count, stage)) // partitions(config))
@@ -238,7 +233,7 @@ def _bucket_bytes(config: Config, on_gpu: bool) -> int:
     one, and makes three fp32 copies to rearrange and scatter it; a matrix that is larger than the bucket goes
     the same way by itself. A GPU allocates the bucket of stages 1 to 3 whole, however small the model.
     """
-    stage, width = _stage(config), element_bytes(config)
+    stage, width = config.engine_stage, element_bytes(config)
     sends_nothing = stage == 0 or (stage == 1 and config.precision.precision == "bf16")
     if sends_nothing and partitions(config) == 1:
         return 0  # the other engines fill their buckets even so

@@ -268,7 +268,7 @@ def _replicas(config: Config, micro_batches: float) -> float:
     experts are shared by fewer replicas.
     """
     replicas = config.parallel.replicas
-    width, stage = element_bytes(config), _engine_stage(config)
+    width, stage = element_bytes(config), config.engine_stage
     of_all = _share(replicas) * _parameters_of_all(config)
     of_experts = _share(replicas // config.parallel.expert_parallel_size) * _parameters_of_experts(config)
     if stage == 3:
@@ -278,19 +278,13 @@ def _replicas(config: Config, micro_batches: float) -> float:
     return width * passes[stage] * (of_all + of_experts)
 
 
-def _engine_stage(config: Config) -> int:
-    """ZeRO's stage as it runs: 0 with stages or in 16 bits runs as 1."""
-    as_given = _stages(config) == 1 and config.precision.precision == "fp32"
-    return config.zero.stage if as_given else max(1, config.zero.stage)
-
-
 def _reduction(config: Config) -> int:
     """Passes to leave each replica its part of the gradients' sum: 1, or 2 where DeepSpeed sums them whole.
 
     It does so in bf16 at stage 1, and where ``reduce_scatter`` is off (Muon needs that) or
     ``use_multi_rank_bucket_allreduce`` on.
     """
-    in_buffer = config.precision.precision == "bf16" and _engine_stage(config) == 1
+    in_buffer = config.precision.precision == "bf16" and config.engine_stage == 1
     block = config.zero.block
     whole = block.get("use_multi_rank_bucket_allreduce", False) or not block.get("reduce_scatter", True)
     return 2 if in_buffer or whole or config.optimizer.type == "muon" else 1

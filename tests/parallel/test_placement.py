@@ -106,3 +106,13 @@ def test_the_summary_says_what_each_rank_holds() -> None:
     uneven = config_from_keys(keys | {"pipe_parallel_size": 4}, world_size=4)
     assert holdings(uneven)[0] == "about 1.5 of 6 layers"
     assert holdings(config_from_keys(keys, world_size=1)) == []
+
+
+@pytest.mark.parametrize(("given", "ranks"), [({"precision": "bf16"}, 2), ({"pipe_parallel_size": 2}, 4)])
+def test_the_summary_says_that_stage_0_runs_as_stage_1(given: dict[str, Any], ranks: int) -> None:
+    keys = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "seq_length": 8, "data_path": "x"}
+    config = config_from_keys(keys | given, world_size=ranks)
+    assert "ZeRO 0 (runs as 1)" in summary(config)
+    assert "1/2 of the optimizer's states" in holdings(config)
+    assert "(runs as" not in summary(config_from_keys(keys, world_size=ranks))
+    assert "(runs as" not in summary(config_from_keys(keys | {"precision": "bf16"}))

@@ -82,6 +82,16 @@ def test_every_stage_needs_less_of_the_states() -> None:
     assert needs == sorted(needs, reverse=True)
 
 
+def test_stage_0_needs_what_the_stage_needs_that_it_runs_as() -> None:
+    """DeepSpeed runs it as stage 1 in 16 bits and with pipeline stages: an fp32 copy of fp32 weights, too."""
+    for keys, as_stage_1 in (({}, False), ({"pipe_parallel_size": 2}, True), ({"precision": "bf16"}, True)):
+        zero, one = (
+            estimate_memory(config(4, **{"precision": "fp32", "zero_optimization.stage": stage} | keys))
+            for stage in (0, 1)
+        )
+        assert (zero == one) == as_stage_1
+
+
 def test_offload_moves_the_optimizer_to_main_memory() -> None:
     kept, moved = states(8, 2), states(8, 2, offload_optimizer={"device": "cpu"})
     assert "optimizer" not in moved.device
