@@ -195,7 +195,7 @@ def test_no_collective_is_hidden() -> None:
 
 
 def reported() -> str:
-    """What the hook prints after a step of two micro-batches on each of two data-parallel ranks."""
+    """What the hook prints of three steps of two micro-batches on each of two data-parallel ranks."""
     import torch
     import torch.distributed as dist
 
@@ -210,21 +210,45 @@ def reported() -> str:
     stream, state = io.StringIO(), TrainState()
     context = arrange(context_from_environment(), config.parallel)
     hook = LayoutAccount(config, context, Progress(2, stream=stream))
-    for _ in range(2):
+    for _ in range(3):  # the interval's two, and one that only the end reports
         hook.before_step(state)
         dist.all_reduce(torch.ones(1000))
         dist.all_reduce(torch.ones(1))
         state.step, state.samples = state.step + 1, state.samples + 8
         hook.after_step(state, StepResult(torch.zeros(()), 0.0, False, 1.0), 0.0)
         dist.all_reduce(torch.ones(5000))  # not within a step
+    hook.end(state)
     hook.close()
     return stream.getvalue()
 
 
 def test_the_account_says_what_was_counted_beside_the_formula() -> None:
     text = run_ranks(reported, 2)[0]
-    lines = [line.split() for line in text.splitlines()[1:]]
+    lines = [line.split() for line in text.splitlines() if line.startswith("  ")]
     config = config_from_keys(
         {**KEYS, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}, world_size=2
     )
-    assert lines == [["data", "4,000", f"{step_traffic(config, 2)['data']:,.0f}"], ["control", "4"]]
+    assert lines == [["data", "4,000", f"{step_traffic(config, 2)['data']:,.0f}"], ["control", "4"]] * 2
+
+
+def test_a_run_that_ends_before_the_interval_tells_its_bubble() -> None:
+    import torch
+
+    from megatron_lite.metrics.progress import Progress
+    from megatron_lite.training.engine import StepResult
+    from megatron_lite.training.hooks.account import BubbleReport
+    from megatron_lite.training.state import TrainState
+
+    class Measured:
+        def shares(self) -> tuple[float, float]:
+            return 24.1, 20.0
+
+    config = config_from_keys({**KEYS, "log_interval": 2}, world_size=1)
+    stream, state = io.StringIO(), TrainState()
+    hook = BubbleReport(config, Measured(), Progress(3, stream=stream))
+    for steps_told in (0, 1, 1):
+        state.step += 1
+        hook.after_step(state, StepResult(torch.zeros(()), 0.0, False, 1.0), 0.0)
+        assert stream.getvalue().count("24.1 % measured") == steps_told
+    hook.end(state)
+    assert stream.getvalue().count("24.1 % measured") == 2

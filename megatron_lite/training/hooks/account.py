@@ -19,7 +19,7 @@ from megatron_lite.training.state import Hook, TrainState
 
 
 class LayoutAccount(Hook):
-    """Counts what every rank sends in each step; reports the mean every ``log_interval`` steps.
+    """Counts what every rank sends in a step; reports the mean every ``log_interval`` steps and at the end.
 
     It is the first hook, so that it counts the step and what others send before it, not their reports.
     """
@@ -49,6 +49,11 @@ class LayoutAccount(Hook):
         if state.step % self._config.training.log_interval == 0:
             self._report()
 
+    def end(self, state: TrainState) -> None:
+        """Report the steps since the last account."""
+        if self._steps:
+            self._report()
+
     def close(self) -> None:
         """Leave torch as it was, also after an error within a step."""
         self._open.close()
@@ -67,20 +72,29 @@ class LayoutAccount(Hook):
 
 
 class BubbleReport(Hook):
-    """Reports the pipeline's bubble every ``log_interval`` steps, the mean since the last report."""
+    """Reports the pipeline's bubble every ``log_interval`` steps and at the end: its mean since then."""
 
     def __init__(self, config: Config, bubble: Bubble, progress: Progress) -> None:
         self._interval = config.training.log_interval
         self._bubble = bubble
         self._progress = progress
+        self._steps = 0
 
     def after_step(self, state: TrainState, result: StepResult, lr: float) -> None:
         """Report at the interval."""
+        self._steps += 1
         if state.step % self._interval == 0:
-            measured, formula = self._bubble.shares()
-            self._progress.print(
-                f"pipeline bubble: {measured:.1f} % measured, {formula:.1f} % by (p-1)/(m+p-1)"
-            )
+            self._report()
+
+    def end(self, state: TrainState) -> None:
+        """Report the steps since the last report."""
+        if self._steps:
+            self._report()
+
+    def _report(self) -> None:
+        measured, formula = self._bubble.shares()
+        self._progress.print(f"pipeline bubble: {measured:.1f} % measured, {formula:.1f} % by (p-1)/(m+p-1)")
+        self._steps = 0
 
 
 def account(counted: dict[str, float], formula: dict[str, float]) -> str:
