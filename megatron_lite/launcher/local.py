@@ -175,6 +175,11 @@ class _Group:
                 preexec_fn=end_with_parent,  # safe: this process has no threads
             )
         )
+        # A signal may have come before it could be told. Told twice, it ends as well: it has just begun.
+        if len(self.signals) > 1:
+            self.kill()
+        elif self.signals:
+            self.processes[-1].send_signal(FORWARDED[signal.Signals(self.signals[0])])
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Pass a signal on to the ranks; a second one kills them."""
