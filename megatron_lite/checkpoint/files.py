@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +171,17 @@ def _copy(source: Any, target: torch.Tensor, common: Overlap, sign: Callable[[],
             wanted.as_strided(size, (target_stride, 1)).copy_(stored.as_strided(size, (stride, 1)))
 
 
+def _near(pieces: list[Piece], region: Region | None, start: int, stop: int) -> list[Piece]:
+    """Those of a tensor's ``pieces``, ascending, that may have elements ``start`` … ``stop - 1`` of a region.
+
+    Under ZeRO 3 each rank has one of every tensor: where tensor ranks do not divide it they are looked up.
+    """
+    if region is not None or pieces[0].region is not None:
+        return pieces
+    first = bisect_right(pieces, start, key=lambda piece: piece.stop)
+    return pieces[first : bisect_left(pieces, stop, key=lambda piece: piece.start)]
+
+
 class ElementReader:
     """Reads any range of elements of any tensor of a checkpoint, from memory-mapped files opened once.
 
@@ -195,11 +207,12 @@ class ElementReader:
         With ``region``: of that part of it, flattened. The parts that the file has may be others.
         """
         entry = self.index.tensor(name, kind)
-        dims = [r.dim for r in (region, *(piece.region for piece in entry.pieces)) if r is not None]
+        pieces = _near(entry.pieces, region, start, start + target.numel())
+        dims = [r.dim for r in (region, *(piece.region for piece in pieces)) if r is not None]
         dim = dims[0] if dims else 0
         wanted = blocks(entry.shape, dim, region, start, start + target.numel())
         with torch.no_grad():
-            for piece in entry.pieces:
+            for piece in pieces:
                 for stored in blocks(entry.shape, dim, piece.region, piece.start, piece.stop):
                     common = [found for block in wanted if (found := overlap(stored, block))]
                     if common:

@@ -28,6 +28,7 @@ from megatron_lite.checkpoint.index import (
     read_index,
     tensor_key,
 )
+from megatron_lite.checkpoint.regions import blocks
 from megatron_lite.utils.errors import CheckpointError
 
 
@@ -109,6 +110,26 @@ def test_any_range_is_read_from_any_cut(
         target = torch.full((stop - start,), float("nan"), dtype=dtype)
         ElementReader(folder, index).read_into(target, "w", "weight", start)
         assert torch.equal(target, whole[start:stop].to(dtype))
+
+
+def test_pieces_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut for 1,000 ranks and read for as many: each read must not go through all pieces."""
+    whole = torch.arange(3000.0)
+    pieces = [Piece(0, start, start + 3) for start in range(0, 3000, 3)]
+    items = [
+        item_of(tensor_key("w", "weight", p.start, p.stop, None), whole[p.start : p.stop]) for p in pieces
+    ]
+    entry = write_file(tmp_path / "a.safetensors", items, {})
+    tensor = TensorEntry((30, 100), "float32", pieces)
+    reader = ElementReader(tmp_path, index_of({"w": ParameterEntry((30, 100), {"weight": tensor})}, [entry]))
+    looked_at = []
+    monkeypatch.setattr(module, "blocks", lambda *where: looked_at.append(where) or blocks(*where))
+    for start, stop, number in ((0, 3, 1), (2, 4, 2), (1000, 1010, 4), (2999, 3000, 1)):
+        looked_at.clear()
+        target = torch.empty(stop - start)
+        reader.read_into(target, "w", "weight", start)
+        assert torch.equal(target, whole[start:stop])
+        assert len(looked_at) == 1 + number  # what is wanted, and the pieces that have some of it
 
 
 def test_the_index_survives_the_round_trip(tmp_path: Path) -> None:
