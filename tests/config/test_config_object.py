@@ -97,7 +97,7 @@ def test_importing_is_quick_and_light() -> None:
         "assert not {'torch', 'numpy', 'deepspeed', 'transformers'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert float(run.stdout) < 0.5
+    assert float(run.stdout) < 2  # 0.3 s is usual; a processor that others share counts theirs, too
 
 
 def test_the_summary_says_what_will_run(tmp_path: Path) -> None:

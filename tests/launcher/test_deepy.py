@@ -74,7 +74,8 @@ def test_bad_input_is_answered_at_once_and_writes_nothing(
     assert message in run.stderr
     assert run.stdout == ""
     assert contents(folder) == before
-    assert ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime < 2  # half a second is usual
+    spent = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+    assert spent < 6, "seconds of a processor, which may be slow: half a second is usual"
 
 
 def test_errors_import_neither_torch_nor_deepspeed(folder: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = """
@@ -179,6 +180,23 @@ def test_a_second_signal_kills() -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_signals_while_ranks_are_started_reach_those_to_come(signals: int) -> None:
+    hasty = f"""
+import os, signal, subprocess
+class Popen(subprocess.Popen):
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        if options['env']['RANK'] == '0':
+            for _ in range({signals}):
+                os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+"""
+    status, out, err = finish(launch("time.sleep(600)", 2, before=hasty))
+    assert status == 128 + (signal.SIGTERM if signals == 1 else signal.SIGKILL), err
+    assert out == ""
+
+
 def test_a_signal_while_ranks_are_waited_for() -> None:
     """From the second on nothing is left to do; waiting in a handler would be for ever (Popen's lock)."""
     impatient = """
@@ -243,9 +261,7 @@ def test_a_port_is_not_given_twice() -> None:
 
 
 def test_the_port_that_is_asked_for_is_taken_or_refused() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
+    port = free_port()
     status, out, _ = finish(launch("say(os.environ['MASTER_PORT'])", 2, port))
     assert (status, out.split()) == (0, [str(port)] * 2)
     with socket.socket() as other:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ports import free_port
 from training.training_runs import KEYS, write_corpus
 
 pytestmark = [
@@ -87,12 +87,6 @@ def expected(folder: Path) -> list[float]:
 def environment() -> dict[str, str]:
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": search_path()}
     return {**os.environ, **own, "MASTER_PORT": str(free_port())}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def losses(run: Path) -> list[float]:

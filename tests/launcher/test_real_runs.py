@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ports import free_port
 from training.training_runs import KEYS, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,15 +141,13 @@ def srun(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     fake.parent.mkdir()
     fake.write_text(FAKE_SRUN.format(python=sys.executable))
     fake.chmod(0o755)
-    job = next(number for number in range(os.getpid() % 9000, 10_000) if is_free(20_000 + number))
-    slurm = {"SLURM_JOB_ID": str(job), "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}
+    slurm = {
+        "SLURM_JOB_ID": str(free_port() % 10_000),
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NODELIST": "localhost",
+    }
     search = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "docs/slurm.sbatch", str(folder / "tiny.yml"), "--set", *settings],
         cwd=ROOT, env={**environment(), **slurm, "PATH": search}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("localhost", port)) != 0
