@@ -218,12 +218,6 @@ def check_stages(keys: Keys) -> dict[str, Any]:
             "zero_optimization",
             "pipe_parallel_size",
         )
-    if zero is not None and (zero.offload_optimizer or {}).get("device", "none") != "none":
-        raise Contradiction(
-            f"zero_optimization.offload_optimizer does not go with pipe_parallel_size {stages}: remove one",
-            "zero_optimization",
-            "pipe_parallel_size",
-        )
     if block is not None and block.type in WHOLE_MATRICES:  # Adafactor's copies of tied weights would part
         raise Contradiction(
             f"{block.type.capitalize()} does not go with pipe_parallel_size {stages}: choose another "

@@ -153,6 +153,25 @@ def leave_out_what_overflows(optimizer: Any) -> None:
     optimizer.step = step
 
 
+def drop_offloaded_gradients_of_a_skipped_step(engine: Any) -> None:
+    """Let ZeRO 1 and 2 with an offloaded optimizer train on after a step that overflowed.
+
+    They add 16-bit parameters' gradients up in a buffer, which DeepSpeed lets go of after an update, and also
+    after a skipped step, but not when it offloads. What is not finite stays in it, and every later step is
+    skipped, too.
+    """
+    optimizer = engine.optimizer
+    if not getattr(optimizer, "cpu_offload", False):
+        return
+    reset = optimizer.reset_cpu_buffers
+
+    def reset_all() -> None:
+        reset()
+        optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
+
+    optimizer.reset_cpu_buffers = reset_all
+
+
 def copy_out_of_swap_buffers() -> None:
     """Give parameters from NVMe memory of their own where nothing is gathered: on one rank that is a CPU.
 

@@ -93,6 +93,7 @@ class Engine:
             )
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.let_the_loss_scale_rest(self.deepspeed)
+        defects.drop_offloaded_gradients_of_a_skipped_step(self.deepspeed)
         defects.add_up_norms_of_experts(self.deepspeed)
         self._clips_itself = stage == 0
         if self._clips_itself:

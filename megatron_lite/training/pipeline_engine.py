@@ -57,6 +57,7 @@ class PipelineEngine(Engine):
         defects.reduce_only_across_ranks(self.deepspeed, context.replicas.size)
         defects.reduce_tied_gradients_wherever_they_are(self.deepspeed)
         defects.let_the_loss_scale_rest(self.deepspeed)
+        defects.drop_offloaded_gradients_of_a_skipped_step(self.deepspeed)
         self.deepspeed.module.loss_fn = self._weighted_loss
         watched = config.logging.wall_clock_breakdown or config.logging.layout_account
         self.bubble = Bubble(self.deepspeed, context) if watched else None

@@ -36,6 +36,7 @@ BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
 RECOMPUTE = {"checkpoint_activations": True}
 IN_MEMORY = {"device": "cpu"}
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": IN_MEMORY}}
+STAGED_OFFLOAD = {"zero_optimization": {"stage": 1, "offload_optimizer": IN_MEMORY}}
 OFFLOAD_ALL = {"zero_optimization": {"stage": 3, "offload_optimizer": IN_MEMORY, "offload_param": IN_MEMORY}}
 TWO_MICRO_BATCHES = {"gradient_accumulation_steps": 2}
 
@@ -77,6 +78,7 @@ BY_RANKS = {
         case("dp4-ep2-zero3", 2, 3, keys=OFFLOAD_ALL),
         case("dp4-ep4-zero1", 4, 1),
         case("pp2-ep2", 2, 1, 1, 2, keys=TWO_MICRO_BATCHES, saved_at=HALF),
+        case("pp2-ep2-offload", 2, 1, 1, 2, keys=TWO_MICRO_BATCHES | STAGED_OFFLOAD),
         case("pp2-ep2-bf16", 2, 1, 1, 2, keys=BF16),
         case("pp2-ep2-fp16", 2, 1, 1, 2, keys=FP16),
         case("ep2-tp2-bf16", 2, 3, 2, keys=BF16),

@@ -32,6 +32,7 @@ TIED = {"no_weight_tying": False}
 RECOMPUTE = {"checkpoint_activations": True}
 TENSOR = {"model_parallel_size": 2, "sequence_parallel": True}
 OVERLAP = {"stage": 1, "overlap_comm": True}
+OFFLOAD: dict[str, Any] = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
 
 
 def pipeline(
@@ -65,10 +66,13 @@ CASES = [
     (2, "untied", Case(**pipeline("c", 2, 4, OVERLAP, **UNTIED))),
     (2, "masked", Case(**pipeline("d", 2, 3, 0, **UNTIED), masked=True)),
     (2, "ramp", Case("e", {"pipe_parallel_size": 2, "train_micro_batch_size_per_gpu": 4}, False, (12, 24))),
+    (2, "tied", Case(**pipeline("offload2", 2, 3, OFFLOAD, **TIED, **RECOMPUTE))),
     (4, "tied", Case(**pipeline("f", 4, 4, 0, **TIED, pipe_partition_method="parameters"))),
     (4, "untied", Case(**pipeline("g", 4, 3, 1, **UNTIED, **RECOMPUTE, pipe_partition_method="uniform"))),
     (4, "masked", Case(**pipeline("h", 2, 4, 0, **UNTIED, **RECOMPUTE), masked=True)),
     (4, "masked", Case(**pipeline("i", 2, 4, **UNTIED, **TENSOR), masked=True)),
+    (4, "tied", Case(**pipeline("offload4", 2, 3, OFFLOAD, **TIED))),
+    (4, "untied", Case(**pipeline("offload4-tensor", 2, 4, OFFLOAD, **UNTIED, **TENSOR))),
 ]
 """(number of ranks, the reference it follows, the run)."""
 
@@ -93,8 +97,10 @@ def test_low_precision_follows_fp32(tmp_path: Path) -> None:
     expected = outcomes([Case("fp32", model, last=50)], 1, tmp_path)[0]
     assert expected.losses[-1] < expected.losses[0] / 2, "the reference learns"
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 12}}  # low enough for no step to be skipped
+    bf16 = {"precision": "bf16"}
     cases = [
-        Case("bf16", model | layout | {"precision": "bf16"}, last=50),
+        Case("bf16", model | layout | bf16, last=50),
+        Case("bf16-offload", model | layout | bf16 | {"zero_optimization": OFFLOAD}, last=50),
         Case("fp16", model | layout | fp16, last=50),
     ]
     for case, outcome in zip(cases, outcomes(cases, 4, tmp_path), strict=True):
@@ -102,7 +108,7 @@ def test_low_precision_follows_fp32(tmp_path: Path) -> None:
         assert outcome.eval_loss == pytest.approx(expected.eval_loss, rel=0.01), case.name
 
 
-def overflowing_rank(world_size: int) -> list[list[tuple[bool, float, bool]]]:
+def overflowing_rank(world_size: int, zero: dict[str, Any]) -> list[list[tuple[bool, float, bool]]]:
     """For each stage whose gradient alone overflows in the second of three steps: what each does here.
 
     (whether it is skipped, its loss scale, whether it changes a parameter of this stage).
@@ -112,7 +118,7 @@ def overflowing_rank(world_size: int) -> list[list[tuple[bool, float, bool]]]:
     from megatron_lite.training.run import open_engine
 
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 10, "hysteresis": 1}}
-    keys = {**KEYS, **UNTIED, **fp16, "pipe_parallel_size": world_size, "gradient_accumulation_steps": 3}
+    keys = {**KEYS, **UNTIED, **fp16, **pipeline("", world_size, 3, zero)["keys"]}
     config = config_from_keys(keys, world_size)
     told = []
     for stage in range(world_size):
@@ -139,10 +145,11 @@ def _overflow(gradient: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_all_stages_skip_the_step_in_which_one_overflows() -> None:
+@pytest.mark.parametrize("zero", [{"stage": 1}, OFFLOAD], ids=["kept", "offloaded"])
+def test_all_stages_skip_the_step_in_which_one_overflows(zero: dict[str, Any]) -> None:
     """And all go on with the same loss scale, half as large."""
     kept, skipped, after = (False, 2.0**10, True), (True, 2.0**10, False), (False, 2.0**9, True)
-    for told in run_ranks(overflowing_rank, 2, 2):
+    for told in run_ranks(overflowing_rank, 2, 2, zero):
         assert told == [[kept, skipped, after]] * 2
 
 
@@ -170,6 +177,7 @@ def test_checkpoints_fit_any_number_of_stages(one_rank: tuple[Path, dict[str, Ou
     folder, references = one_rank
     two = {"pipe_parallel_size": 2, "gradient_accumulation_steps": 3}
     four = {**two, "pipe_parallel_size": 4}
+    offloaded = {**two, "zero_optimization": OFFLOAD}
     outcomes([Case("start", {**TIED, **two}, last=10)], 2, folder)
     start = "start/global_step10"
     chain = [
@@ -178,7 +186,12 @@ def test_checkpoints_fit_any_number_of_stages(one_rank: tuple[Path, dict[str, Ou
         (4, resumed("pp2-dp2", "one/global_step10", 10, {**two, "zero_optimization": {"stage": 0}}), None),
         (
             2,
-            resumed("back", "pp2-dp2/global_step10", 10, two),
+            resumed("offloaded", "pp2-dp2/global_step10", 10, offloaded),
+            resumed("on-offloaded", "tied/global_step10", 20, offloaded),
+        ),
+        (
+            2,
+            resumed("back", "offloaded/global_step10", 10, two),
             resumed("on-pp2", "tied/global_step10", 20, two),
         ),
     ]

@@ -190,6 +190,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_offloaded_gradient_that_is_not_finite_spoils_one_step_only(precision: str) -> None:
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    cases = [{"precision": precision, "zero_optimization": {"stage": stage} | offload} for stage in (1, 2, 3)]
+    losses = [loss for loss, _ in bare_curve(left_out=5)]
+    for curve in engine_curves(cases, 2, spoiled=5):
+        assert [loss for loss, _ in curve] == pytest.approx(losses, rel=0.01)
+        assert [step for step, (_, norm) in enumerate(curve) if norm == float("inf")] == [5]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_near_fp32(precision: str) -> None:
     """16-bit parameters with fp32 master weights: within a percent of fp32's losses at every stage."""
     cases = [{"precision": precision, "zero_optimization": {"stage": stage}} for stage in range(4)]
