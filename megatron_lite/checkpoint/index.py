@@ -22,6 +22,8 @@ FORMAT = "megatron_lite checkpoint"
 VERSION = 3
 CHECKSUM = "checksum"
 """The key of the index's checksum of itself."""
+IMPORTED = "none (imported)"
+"""The optimizer of a checkpoint that no run wrote: it has weights only."""
 WEIGHT = "weight"
 """The kind of the parameter itself (the fp32 master where training keeps one)."""
 

@@ -16,7 +16,7 @@ from megatron_lite.checkpoint.engine_state import (
 from megatron_lite.checkpoint.files import ElementReader, check_file
 from megatron_lite.checkpoint.folder import find_checkpoint
 from megatron_lite.checkpoint.fragments import layout_fragments
-from megatron_lite.checkpoint.index import WEIGHT, Index, read_index
+from megatron_lite.checkpoint.index import IMPORTED, WEIGHT, Index, read_index
 from megatron_lite.checkpoint.layouts import layout_of
 from megatron_lite.checkpoint.layouts.layout import Layout
 from megatron_lite.checkpoint.optimizer_state import make_state, replay_native_steps, restore_scalars
@@ -144,6 +144,11 @@ def _check_kind_of_optimizer(layout: Layout, index: Index, checkpoint: Path) -> 
     """
     if layout.optimizer is None:
         return
+    if index.optimizer == IMPORTED:
+        raise CheckpointError(
+            f"{checkpoint} was imported and has weights only: begin at step 0 with them (finetune), or go on "
+            f"from step {index.step} with a new optimizer (no_load_optim)"
+        )
     name = type(layout.optimizer).__name__
     if name != index.optimizer and not {name, index.optimizer} <= ADAMS:
         raise CheckpointError(

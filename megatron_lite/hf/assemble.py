@@ -12,7 +12,7 @@ import megatron_lite
 from megatron_lite.checkpoint.engine_state import COUNTERS
 from megatron_lite.checkpoint.files import Item, write_file
 from megatron_lite.checkpoint.folder import TEMPORARY, checkpoint_name
-from megatron_lite.checkpoint.index import WEIGHT, Index, tensor_key
+from megatron_lite.checkpoint.index import IMPORTED, WEIGHT, Index, tensor_key
 from megatron_lite.checkpoint.save import (
     Written,
     make_empty,
@@ -124,4 +124,4 @@ def _head(config: Config, step: int) -> Index:
     """The index of a run of which there are only weights."""
     counters = {"step": step, "samples": 0, "tokens": 0}
     engine, versions = dict.fromkeys(COUNTERS, 0), {"megatron_lite": megatron_lite.__version__}
-    return Index(step, 1, "none (imported)", counters, config.flat(), engine, {}, versions, [], {})
+    return Index(step, 1, IMPORTED, counters, config.flat(), engine, {}, versions, [], {})

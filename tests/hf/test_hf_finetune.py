@@ -59,6 +59,23 @@ def test_two_tensor_ranks_train_as_one(tmp_path: Path) -> None:
     assert verify_folder(tmp_path / "tuned", model.gpt, model.tokenizer).largest_difference < 1e-4
 
 
+def test_an_import_has_no_state_to_go_on_with(tmp_path: Path) -> None:
+    make_folder(tmp_path / "theirs", "llama")
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    more = {
+        **DATA,
+        "data_path": str(write_corpus(tmp_path)),
+        "run_dir": str(tmp_path / "run"),
+        "finetune": False,
+    }
+    keys = dict(load_config([tmp_path / "ours" / "model.yml"]).with_keys(**more).given)
+    with pytest.raises(
+        AssertionError, match="global_step0 was imported and has weights only: begin at step 0"
+    ):
+        run_ranks(train_rank, 1, keys, 1)
+    assert run_ranks(train_rank, 1, {**keys, "no_load_optim": True}, 1) == [0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_files_in_half_precision_stay_as_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
     make_folder(tmp_path / "theirs", "llama", dtype, num_key_value_heads=2)
