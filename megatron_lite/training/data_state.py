@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isclose
 from typing import Any
 
 from megatron_lite.checkpoint.together import on_first_rank
 from megatron_lite.config import Config
-from megatron_lite.data.datasets import Splits
+from megatron_lite.data.datasets import Splits, split_shares
 from megatron_lite.data.fingerprint import Fingerprint
 from megatron_lite.data.mixture import Phase, phase
 from megatron_lite.parallel.context import ParallelContext
@@ -28,10 +28,12 @@ class DataState:
     Attributes:
         files: the data's fingerprints, on rank 0, which writes the checkpoints; empty on the others.
         phases: of the training data's mixture; the past ones as they were.
+        cut: the keys that say which of the files' tokens a sample has (:func:`cut_of`).
     """
 
     files: Files
     phases: tuple[Phase, ...]
+    cut: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self, samples: int) -> dict[str, Any]:
         """JSON-able, after ``samples`` samples: the files, and the phases that have begun."""
@@ -41,7 +43,16 @@ class DataState:
                 split: [each.to_dict() for each in each_file] for split, each_file in self.files.items()
             },
             "phases": [[each.first_sample, list(each.weights)] for each in begun],
+            "cut": self.cut,
         }
+
+
+def cut_of(config: Config) -> dict[str, Any]:
+    """The keys that say which tokens of the files sample *i* has."""
+    names = ("sampling_mode", "stitch", "pack_impl", "allow_chopped")
+    keys = {name: getattr(config.data, name) for name in names}
+    split = list(split_shares(config.data.split))  # however it is written
+    return {"seed": config.training.seed, "seq_length": config.model.seq_length, "split": split, **keys}
 
 
 def resume_data(
@@ -63,8 +74,19 @@ def resume_data(
             ``accept_changed_data`` does not allow that.
     """
     files: Files = {}
+    cut = cut_of(config)
 
     def look() -> None:
+        before = saved.get("cut", {})
+        changed = [
+            f"{key} is {cut[key]} (was {before[key]})" for key in cut if before.get(key, cut[key]) != cut[key]
+        ]
+        if changed:
+            LOGGER.warning(
+                "the training data are cut or shuffled in another way than before the checkpoint, so that "
+                "samples come twice or not at all: %s",
+                ", ".join(changed),
+            )
         files.update(datasets.fingerprints())
         change = first_change(saved.get("files", {}), files)
         if change and not config.data.accept_changed_data:
@@ -81,7 +103,7 @@ def resume_data(
     if any(len(each.weights) != len(base) for each in history):
         history = []  # other data sets: a mixture that begins anew
     schedule = config.data.train_data_weights_schedule or []
-    return DataState(files, plan_phases(base, schedule, plan, step, samples, history))
+    return DataState(files, plan_phases(base, schedule, plan, step, samples, history), cut)
 
 
 def first_change(saved: Mapping[str, Sequence[Mapping[str, Any]]], files: Files) -> str | None:

@@ -17,6 +17,7 @@ from training_runs import KEYS, records, train_rank, write_corpus
 from megatron_lite.data.fingerprint import fingerprint
 from megatron_lite.data.indexed import IndexedDataset, IndexedWriter
 from megatron_lite.data.mixture import Phase
+from megatron_lite.training import data_state
 from megatron_lite.training import run as run_module
 from megatron_lite.training.batch_ramp import plan_batches
 from megatron_lite.training.data_state import first_change, plan_phases
@@ -99,6 +100,37 @@ def test_changed_files_are_refused_by_name_unless_accepted(tmp_path: Path) -> No
     ):
         run_ranks(train_rank, 2, keys, 2)
     assert run_ranks(train_rank, 2, {**keys, "accept_changed_data": True}, 2) == [0, 0]
+
+
+def warnings_of(all_keys: list[dict[str, Any]]) -> list[list[str]]:
+    """Runs one after another; the warnings of each."""
+    said: list[str] = []
+    data_state.LOGGER.warning = lambda text, *values: said.append(text % values)  # type: ignore[method-assign]
+    warnings = []
+    for keys in all_keys:
+        said.clear()
+        train_rank(keys, 1)
+        warnings.append([sentence for sentence in said if "samples" in sentence])
+    return warnings
+
+
+def test_another_order_of_the_data_is_told(tmp_path: Path) -> None:
+    """The files are the same, and sample i is another: by the seed, or the length."""
+    corpus = write_corpus(tmp_path)
+    keys = {**KEYS, "data_path": str(corpus), "run_dir": str(tmp_path / "run"), "eval_iters": 0}
+    load = {"load": str(tmp_path / "run/checkpoints")}
+    first, same, other = run_ranks(
+        warnings_of,
+        1,
+        [
+            {**keys, "train_iters": 1},
+            {**keys, **load, "train_iters": 2, "split": "969/30/1"},
+            {**keys, **load, "train_iters": 3, "seed": 7, "seq_length": 16},
+        ],
+    )[0]
+    assert first == same == []
+    (sentence,) = other
+    assert sentence.endswith("come twice or not at all: seed is 7 (was 1234), seq_length is 16 (was 32)")
 
 
 def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
