@@ -22,6 +22,9 @@ from megatron_lite.planner.swap import swap_keys
 
 FP32 = 4
 
+WIDTHS: dict[str | None, int] = {"fp32": FP32, "fp16": 2, "bf16": 2}
+"""Bytes of a gradient on its way between replicas, where ``communication_data_type`` says so."""
+
 REUSE_DISTANCE = 1_000_000_000
 """DeepSpeed's default of ``stage3_max_reuse_distance``, in parameters."""
 
@@ -269,13 +272,16 @@ def _replicas(config: Config, micro_batches: float) -> float:
     """
     replicas = config.parallel.replicas
     width, stage = element_bytes(config), config.engine_stage
+    of_gradients = WIDTHS.get(config.deepspeed.communication_data_type, width)
     of_all = _share(replicas) * _parameters_of_all(config)
     of_experts = _share(replicas // config.parallel.expert_parallel_size) * _parameters_of_experts(config)
     if stage == 3:
         gathers, tied = _gathered(config)
-        return width * micro_batches * ((1 + gathers) * (of_all + of_experts) + _share(replicas) * tied)
-    passes = {0: 2, 1: _reduction(config) + 1, 2: _reduction(config) * micro_batches + 1}
-    return width * passes[stage] * (of_all + of_experts)
+        passed = (of_gradients + width * gathers) * (of_all + of_experts)
+        return micro_batches * (passed + width * _share(replicas) * tied)
+    gradients = {0: 2, 1: _reduction(config), 2: _reduction(config) * micro_batches}
+    parameters = min(stage, 1)
+    return (of_gradients * gradients[stage] + width * parameters) * (of_all + of_experts)
 
 
 def _reduction(config: Config) -> int:
