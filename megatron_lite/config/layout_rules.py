@@ -20,8 +20,9 @@ def derive_ranks(keys: Keys) -> dict[str, Any]:
             f"{replica} ranks, or choose degrees whose product divides {ranks}",
             *DEGREES,
         )
+    shards = _shards(keys, tensor)
     _check_context(keys)
-    return {"world_size": replica} | _shards(keys, tensor)
+    return {"world_size": replica} | shards
 
 
 DEGREES = ("model_parallel_size", "context_parallel_size", "pipe_parallel_size")

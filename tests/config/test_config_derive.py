@@ -89,6 +89,10 @@ def test_a_contradiction_names_the_places(tmp_path: Path) -> None:
             "the padded vocabulary of 7: choose another model_parallel_size or make_vocab_size_divisible_by",
         ),
         ({"model_parallel_size": 2, "sequence_parallel": True, "seq_length": 15}, "into 2 slices"),
+        (
+            {"model_parallel_size": 8, "context_parallel_size": 2, "context_parallel_kind": "ulysses"},
+            "model_parallel_size 8 does not divide the number of attention heads",
+        ),
         ({"model_parallel_size": 2, "optimizer.type": "Muon"}, "needs whole matrices"),
         ({"min_lr": 1.0}, "min_lr 1.0 is above the learning rate 0.001"),
         ({"weight_decay": 0.1, "optimizer.params.weight_decay": 0.2}, "keep one"),
