@@ -23,6 +23,14 @@ WORDS: dict[type, str] = {
 """What a value of each type is called."""
 
 
+class InnerKeyError(ValueError):
+    """Something is wrong with ``key`` of a block."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 def holding(types: Mapping[str, type]) -> AfterValidator:
     """A validator of blocks: only these keys, with values of these types."""
 
@@ -39,15 +47,15 @@ def named(names: str) -> AfterValidator:
 
 
 def check_keys(block: Mapping[str, Any], types: Mapping[str, type], others: Iterable[str] = ()) -> None:
-    """Raise ValueError when ``block`` has a key or a value that it cannot have.
+    """Raise InnerKeyError when ``block`` has a key or a value that it cannot have.
 
     ``others`` are keys that may be meant, too.
     """
     for key, value in block.items():
         if key not in types:
-            raise ValueError(unknown(key, [*types, *others]))
+            raise InnerKeyError(key, unknown(key, [*types, *others]))
         if not _is_a(types[key], value):
-            raise ValueError(f"{key} should be {WORDS[types[key]]}, got {value!r}")
+            raise InnerKeyError(key, f"{key} should be {WORDS[types[key]]}, got {value!r}")
 
 
 def unknown(key: str, names: Iterable[str]) -> str:

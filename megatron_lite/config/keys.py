@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from megatron_lite.config.inner_keys import InnerKeyError
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
 from megatron_lite.config.older_keys import FUSED_GELU
 from megatron_lite.config.reader import Entry
@@ -63,7 +64,9 @@ def _sentence(entry: Entry, problem: ErrorDetails) -> str:
             f"{entry.where(key)}there is no key {key}{nearest(parts[-1], _block_keys(entry.key, parts[:-1]))}"
         )
     if problem["type"] == "value_error":
-        return f"{entry.where(key)}{key}: {problem['ctx']['error']}"
+        error = problem["ctx"]["error"]
+        place = f"{key}.{error.key}" if isinstance(error, InnerKeyError) else key
+        return f"{entry.where(place)}{key}: {error}"
     return f"{entry.where(key)}{key} {problem['msg'].removeprefix('Input ')}, got {problem['input']!r}"
 
 

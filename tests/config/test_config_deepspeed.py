@@ -74,6 +74,20 @@ def test_keys_within_blocks_are_deepspeed_s() -> None:
             config_from_keys({**KEYS, block: {f"{min(names)}x": False}})
 
 
+def test_what_is_wrong_within_a_block_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yml"
+    path.write_text(
+        "zero_optimization:\n  stage: 1\n  offload_optimizer:\n    device: cpu\n    pin_memroy: true\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"run\.yml:5: zero_optimization\.offload_optimizer: there is no key"
+    ):
+        load_config([path])
+    path.write_text("zero_optimization: {stage: 1}\n")
+    with pytest.raises(ConfigError, match=r"^--set: zero_optimization: reduce_bucket_size should be a whole"):
+        load_config([path], ["zero_optimization.reduce_bucket_size=many"])
+
+
 class Asked(dict[str, Any]):
     """A dictionary that remembers which keys it was asked for."""
 
