@@ -88,7 +88,7 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize("module", FREE_OF_TORCH)
 def test_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
 
 
 @pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "tools").glob("*.py"))], ids=str)

@@ -51,7 +51,7 @@ def command(*words: object, file_limit: int | None = None) -> subprocess.Complet
     """Run a command of the project; ``file_limit`` bytes a file stand for a disk that is full."""
     start = [] if file_limit is None else ["-c", LIMITED % (file_limit, file_limit)]
     return subprocess.run(
-        [sys.executable, *start, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, *start, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 

@@ -53,4 +53,4 @@ def test_a_failing_rank_is_reported_with_its_traceback() -> None:
 
 def test_a_hanging_rank_is_reported_with_every_stack() -> None:
     with pytest.raises(AssertionError, match=r"(?s)no answer.*hang_on_rank_one"):
-        run_ranks(hang_on_rank_one, 2, timeout=2)
+        run_ranks(hang_on_rank_one, 2, timeout=5)

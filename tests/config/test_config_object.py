@@ -96,7 +96,9 @@ def test_importing_is_quick_and_light() -> None:
         "print(time.process_time() - start); "
         "assert not {'torch', 'numpy', 'deepspeed', 'transformers'} & set(sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
     assert float(run.stdout) < 2  # 0.3 s is usual; a processor that others share counts theirs, too
 
 

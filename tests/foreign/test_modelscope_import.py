@@ -120,6 +120,6 @@ def test_the_command(tmp_path: Path) -> None:
     """As typed."""
     write_modelscope(tmp_path / "theirs", [rank_module(gpt2(), 0, 1)])
     command = [sys.executable, "tools/convert_from_modelscope.py", tmp_path / "theirs", tmp_path / "ours"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ours" / "model.yml").is_file()

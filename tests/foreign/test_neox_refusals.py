@@ -194,7 +194,7 @@ def test_what_is_there_is_not_overwritten(checkpoint: Path, tmp_path: Path) -> N
 def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     """As typed."""
     command = [sys.executable, "tools/convert_from_neox.py", checkpoint.parent, tmp_path / "ours"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "model.yml" in done.stdout
     assert "softmax" in done.stderr  # a retired key of the run's is told

@@ -31,10 +31,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written_by_ranks(checkpoints: Path, tensor_ranks: int) -> Any:
+def written_by_ranks(checkpoints: Path, tensor_ranks: int, of_others: Path | None = None) -> Any:
     pieces: list[str] = []
     context = context_from_environment()
-    replicas = load_replicas(context, checkpoints, tensor_ranks=tensor_ranks, show=pieces.append)
+    folder = checkpoints if context.is_first or of_others is None else of_others
+    replicas = load_replicas(context, folder, tensor_ranks=tensor_ranks, show=pieces.append)
     with replicas.team.led() as leads:
         if not leads:
             return pieces
@@ -53,6 +54,13 @@ def test_ranks_write_as_one(checkpoints: Path, ranks: int, tensor_ranks: int) ->
     assert others == [[]] * (ranks - 1)
 
 
+def test_ranks_share_the_checkpoint_that_the_first_one_found(checkpoints: Path, tmp_path: Path) -> None:
+    """A run may save while they load: for the others another one is the latest."""
+    make_checkpoint(tmp_path / "newer", **NEOX, seed=77)
+    samples, _ = run_ranks(written_by_ranks, 2, checkpoints, 2, tmp_path / "newer")[0]
+    assert samples == run_ranks(written_by_ranks, 1, checkpoints, 1)[0][0]
+
+
 def deepy(folder: Path, checkpoints: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     """``deepy.py generate.py -d . tiny more WORDS`` on two ranks that share the model, in ``folder``."""
     shape = "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 48\n"
@@ -61,7 +69,7 @@ def deepy(folder: Path, checkpoints: Path, *words: str, typed: str = "") -> subp
     command = [sys.executable, str(ROOT / "deepy.py"), "generate.py", "-d", ".", "tiny", "more", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=folder, input=typed, capture_output=True, text=True, timeout=200, env=environment
+        command, cwd=folder, input=typed, capture_output=True, text=True, timeout=300, env=environment
     )
 
 

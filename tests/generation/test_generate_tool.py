@@ -182,6 +182,6 @@ def test_a_damaged_checkpoint_is_refused(
 def test_as_a_command_of_its_own(checkpoints: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "generate.py"), str(checkpoints), "--max-new-tokens", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
     assert "whole number above 0" in result.stderr

@@ -39,7 +39,7 @@ def deepy(folder: Path, *words: str, **environment: str) -> subprocess.Completed
         env={**os.environ, "PYTHONPATH": str(ROOT), **fixed, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -144,6 +144,6 @@ def test_cores_are_shared_among_the_ranks(folder: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command = [sys.executable, str(ROOT / "deepy.py"), "probe.py", "tiny", "--set", "num_gpus=2"]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert run.stdout.split() == [str(max(1, cores // 2))] * 2
     assert "OMP_NUM_THREADS" in run.stderr

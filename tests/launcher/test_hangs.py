@@ -40,7 +40,7 @@ def stuck_in_python():
 def stuck_in_c():  # with the interpreter's lock in its hand
     ctypes.PyDLL(None).sleep(600)
 dist.init_process_group("gloo")
-with Watchdog(context, 1) as watchdog, watchdog.among_all():
+with Watchdog(context, 3) as watchdog, watchdog.among_all():
     dist.barrier()
     watchdog.sign("step 7")
     [lambda: None, stuck_in_python, stuck_in_c][context.rank]()

@@ -18,7 +18,7 @@ import yaml
 from training.training_runs import KEYS, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 90
+SECONDS = 180
 """Within which a run must have begun, and ended."""
 
 

@@ -22,7 +22,7 @@ STEPS = 3
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_the_users_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_users_settings_give_the_orders_no_terminal(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Host *\n RequestTTY force\n ForwardX11 yes\n ForwardAgent yes\n")
     words = ["ssh", "-G", "-F", str(tmp_path / "config"), *ssh.OPTIONS, "alpha"]
-    shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300).stdout.splitlines()
     assert {"requesttty false", "forwardx11 no", "forwardagent no", "connectionattempts 3"} <= set(shown)
 
 

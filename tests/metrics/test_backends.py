@@ -120,7 +120,7 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
 

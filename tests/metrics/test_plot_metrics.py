@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_tool(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "plot_metrics.py"), *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def write_metrics(path: Path, lines: list[dict[str, float | None]]) -> Path:
