@@ -31,11 +31,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written_by_ranks(checkpoints: Path, tensor_ranks: int, of_others: Path | None = None) -> Any:
+def written_by_ranks(checkpoints: Path, tensor_ranks: int) -> Any:
     pieces: list[str] = []
     context = context_from_environment()
-    folder = checkpoints if context.is_first or of_others is None else of_others
-    replicas = load_replicas(context, folder, tensor_ranks=tensor_ranks, show=pieces.append)
+    replicas = load_replicas(context, checkpoints, tensor_ranks=tensor_ranks, show=pieces.append)
     with replicas.team.led() as leads:
         if not leads:
             return pieces
@@ -52,13 +51,6 @@ def test_ranks_write_as_one(checkpoints: Path, ranks: int, tensor_ranks: int) ->
     assert samples == expected
     assert pieces == list(stream(model, "abc", MANNERS[1], 12))
     assert others == [[]] * (ranks - 1)
-
-
-def test_ranks_share_the_checkpoint_that_the_first_one_found(checkpoints: Path, tmp_path: Path) -> None:
-    """A run may save while they load: for the others another one is the latest."""
-    make_checkpoint(tmp_path / "newer", **NEOX, seed=77)
-    samples, _ = run_ranks(written_by_ranks, 2, checkpoints, 2, tmp_path / "newer")[0]
-    assert samples == run_ranks(written_by_ranks, 1, checkpoints, 1)[0][0]
 
 
 def deepy(folder: Path, checkpoints: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
