@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -72,7 +73,9 @@ def load_shared(
         ConfigError: it cannot be divided over so many ranks.
         DataError: its tokenizer's files are missing.
     """
-    path = find_checkpoint(checkpoint, step)
+    # A run may save while this loads: what is the latest is asked once.
+    found = together(context, partial(find_checkpoint, checkpoint, step), doing="loading")
+    path = cast(Path, context.broadcast_object(found))
     reader = ElementReader.of(path)
     # The training's kernels may not exist on this device, and compiling does not pay for a few tokens.
     keys = with_tokenizer_beside(reader.index.config, path)

@@ -31,10 +31,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written_by_ranks(checkpoints: Path, tensor_ranks: int) -> Any:
+def written_by_ranks(checkpoints: Path, tensor_ranks: int, step_of_others: int | None = None) -> Any:
     pieces: list[str] = []
     context = context_from_environment()
-    replicas = load_replicas(context, checkpoints, tensor_ranks=tensor_ranks, show=pieces.append)
+    step = None if context.is_first else step_of_others
+    replicas = load_replicas(context, checkpoints, step, tensor_ranks=tensor_ranks, show=pieces.append)
     with replicas.team.led() as leads:
         if not leads:
             return pieces
@@ -51,6 +52,12 @@ def test_ranks_write_as_one(checkpoints: Path, ranks: int, tensor_ranks: int) ->
     assert samples == expected
     assert pieces == list(stream(model, "abc", MANNERS[1], 12))
     assert others == [[]] * (ranks - 1)
+
+
+def test_ranks_share_the_checkpoint_that_the_first_one_found(checkpoints: Path) -> None:
+    """A run may save while they load: for the others another one is the latest."""
+    samples, _ = run_ranks(written_by_ranks, 2, checkpoints, 2, 0)[0]
+    assert samples == run_ranks(written_by_ranks, 1, checkpoints, 1)[0][0]
 
 
 def deepy(folder: Path, checkpoints: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:

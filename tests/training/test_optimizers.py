@@ -53,6 +53,13 @@ def test_only_matrices_decay() -> None:
     assert groups[1]["params"][0] is model.vector
 
 
+def test_betas_that_are_not_given_are_those_of_the_optimizers_authors() -> None:
+    assert build_optimizer(section("Lion", lr=0.1), Model()).param_groups[0]["betas"] == (0.9, 0.99)
+    assert build_optimizer(section("Adam", lr=0.1), Model()).param_groups[0]["betas"] == (0.9, 0.999)
+    given = section("Lion", lr=0.1, betas=[0.8, 0.7])
+    assert build_optimizer(given, Model()).param_groups[0]["betas"] == (0.8, 0.7)
+
+
 def test_adam_is_decoupled_as_deepspeed_has_it() -> None:
     """Kingma & Ba's update with decay outside of it, in float64, by hand."""
     model, lr, (beta1, beta2), eps = Model(), 0.01, (0.9, 0.95), 1e-8

@@ -28,5 +28,6 @@ class LoggingSection(Section):
     """Time the parts of a step (DeepSpeed's timers); in a pipeline, report the share of the time in which
     stages wait, beside the formula's."""
     layout_account: Bool = False
-    """Every `log_interval` steps report what the layout costs: the bytes that a rank sends in a step, by kind
-    of parallelism, counted and by formula, and in a pipeline the share of the time in which stages wait."""
+    """Every `log_interval` steps, and at the end, report what the layout costs: bytes that a rank sends, by
+    kind of parallelism, counted and by formula, and in a pipeline the share of the time in which stages
+    wait."""

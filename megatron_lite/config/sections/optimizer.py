@@ -36,8 +36,8 @@ class OptimizerParams(Section):
 
     lr: PositiveFloat = 1e-3
     """Largest learning rate."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """Decay of Adam's (Lion's) averages."""
+    betas: tuple[Probability, Probability] | None = None
+    """Decay of Adam's averages, 0.9 and 0.999 when not given; of Lion's, 0.9 and 0.99."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
     momentum: Probability = 0.0
@@ -79,8 +79,8 @@ class OptimizerSection(Section):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """Decay of Adam's averages."""
-        return self.optimizer.params.betas
+        """Decay of Adam's averages, or of Lion's (Chen et al. 2023, whose default is another one)."""
+        return self.optimizer.params.betas or ((0.9, 0.99) if self.type == "lion" else (0.9, 0.999))
 
     @property
     def eps(self) -> float:
