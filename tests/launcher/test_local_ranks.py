@@ -23,8 +23,8 @@ setup_logging()
 port = int(sys.argv[3]) if sys.argv[3:] else None
 sys.exit(command_line(start_ranks)([sys.executable, "-c", sys.argv[1]], int(sys.argv[2]), os.environ, port))
 """
-PATIENT = "from megatron_lite.launcher import local; local.GRACE_SECONDS = 100.0"
-"""A launcher that waits for ranks which start much later than others."""
+PATIENT = "from megatron_lite.launcher import local; local.GRACE_SECONDS = local.PAUSE_SECONDS = 100.0"
+"""A launcher that waits for ranks which start, or end, much later than others."""
 
 PRELUDE = """
 import os, signal, sys, time
@@ -296,7 +296,7 @@ def test_what_one_rank_has_to_say_is_said_with_its_rank() -> None:
 
 def test_different_messages_are_all_shown() -> None:
     script = "wait_for(1) if rank == 0 else None\nfail(DataError(f'of rank {rank}'))"
-    status, _, err = finish(launch(FAILS + script, 2))
+    status, _, err = finish(launch(FAILS + script, 2, before=PATIENT))
     assert status == 2
     first, second = errors_of(err)
     assert {first, second} in (
