@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(["ranks_preload"])
 # Limits in seconds, for what hangs: how long the rest takes depends on what else the machine does.
 LIMIT = 900.0  # for the function, from the moment on which all ranks have started
 GRACE = 30.0  # in which the surviving ranks are to report their own error once one has failed
-START = 120.0  # for the ranks to start
+START = 300.0  # for the ranks to start
 LAST_FRAME = "in _rank_main"  # faulthandler writes the innermost frame first, and the main thread last
 
 
