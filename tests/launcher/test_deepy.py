@@ -15,7 +15,11 @@ from megatron_lite.data.indexed import IndexedWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "num_layers: 2\nhidden_size: 32\nnum_attention_heads: 4\nseq_length: 32\n"
-PROBE = "import os, sys; print(os.environ['RANK'], os.environ['WORLD_SIZE'], *sys.argv[1:], flush=True)\n"
+PROBE = """
+import os, sys
+words = [os.environ["RANK"], os.environ["WORLD_SIZE"], *sys.argv[1:]]
+os.write(1, (" ".join(words) + "\\n").encode())  # at once: an unbuffered print of two ranks mixes its words
+"""
 
 
 @pytest.fixture
@@ -139,7 +143,9 @@ def test_the_summary_says_what_will_run(folder: Path) -> None:
 
 
 def test_cores_are_shared_among_the_ranks(folder: Path) -> None:
-    (folder / "probe.py").write_text("import os; print(os.environ['OMP_NUM_THREADS'])")
+    (folder / "probe.py").write_text(
+        "import os; os.write(1, (os.environ['OMP_NUM_THREADS'] + '\\n').encode())"
+    )
     assert deepy(folder, "probe.py", "tiny", OMP_NUM_THREADS="3").stdout == "3\n"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
