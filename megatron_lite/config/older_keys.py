@@ -1,4 +1,4 @@
-"""Keys of GPT-NeoX's files that say what another key says here; rewritten once all files are merged."""
+"""Keys of GPT-NeoX's and DeepSpeed's files that say what another says here; rewritten once all are merged."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ OFFLOADS = {
 """Keys of ``zero_optimization``: the old name, a flag, and the block that has taken its place."""
 
 MAX_NORM = "optimizer.params.max_grad_norm"
+THREADS = "aio.thread_count"
 
 REWRITTEN = {
     FUSED_GELU: "with `activation: gelu`, true is `activation: gelu_tanh`: GPT-NeoX's fused kernel computes "
@@ -28,6 +29,7 @@ REWRITTEN = {
         for old, new in OFFLOADS.items()
     },
     MAX_NORM: "`gradient_clipping`",
+    THREADS: "`aio.intra_op_parallelism`, as DeepSpeed calls it now",
 }
 """What each of them means, in Markdown."""
 
@@ -38,7 +40,7 @@ def rewrite(merged: Mapping[str, Entry], messages: list[str]) -> dict[str, Entry
     What changes the model is told in ``messages``. Raises :class:`ConfigError` when one is not true or false,
     or disagrees with the key that it stands for.
     """
-    return _clipping(_offloads(_activation(dict(merged), messages)))
+    return _threads(_clipping(_offloads(_activation(dict(merged), messages))))
 
 
 def _activation(keys: dict[str, Entry], messages: list[str]) -> dict[str, Entry]:
@@ -88,6 +90,21 @@ def _clipping(keys: dict[str, Entry]) -> dict[str, Entry]:
         )
     rest = {name: value for name, value in params.items() if name != "max_grad_norm"}
     keys["optimizer"] = replace(optimizer, value={**optimizer.value, "params": rest})
+    return keys
+
+
+def _threads(keys: dict[str, Entry]) -> dict[str, Entry]:
+    aio = keys.get("aio")
+    if aio is None or not isinstance(aio.value, dict) or "thread_count" not in aio.value:
+        return keys
+    block = dict(aio.value)
+    count = block.pop("thread_count")
+    if block.setdefault("intra_op_parallelism", count) != count:
+        raise ConfigError(
+            f"{aio.where(THREADS)}{THREADS} is {count}, but aio.intra_op_parallelism is "
+            f"{block['intra_op_parallelism']}: keep one"
+        )
+    keys["aio"] = replace(aio, value=block)
     return keys
 
 

@@ -109,3 +109,14 @@ def test_max_grad_norm_is_gradient_clipping(tmp_path: Path) -> None:
         ConfigError, match=r"run.yml:9: optimizer.params.max_grad_norm is 0.5, but .*keep one"
     ):
         load_config([path])
+
+
+def test_aio_s_threads_by_their_older_name() -> None:
+    """As in Hugging Face's and DeepSpeed's older examples; DeepSpeed itself would pass over it in silence."""
+    aio = {"block_size": 262144, "thread_count": 4}
+    given = deepspeed_config(config_from_keys({**MODEL, "aio": aio}))
+    assert given["aio"] == {"block_size": 262144, "intra_op_parallelism": 4}
+    with pytest.raises(
+        ConfigError, match=r"aio.thread_count is 4, but .*intra_op_parallelism is 2: keep one"
+    ):
+        config_from_keys({**MODEL, "aio": aio | {"intra_op_parallelism": 2}})
