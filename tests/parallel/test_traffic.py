@@ -117,6 +117,7 @@ BY_RANKS: dict[int, list[dict[str, Any]]] = {
         zero(3, **RELEASED),
         zero(1, use_multi_rank_bucket_allreduce=True),
         zero(1) | {"precision": "bf16"},
+        zero(1, offload_optimizer={"device": "cpu"}) | {"precision": "bf16"},
         zero(2) | {"precision": "fp16"},
         zero(0) | {"communication_data_type": "bf16"},
         zero(1) | {"communication_data_type": "fp32", "precision": "bf16"},
