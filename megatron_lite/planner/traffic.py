@@ -287,8 +287,8 @@ def _replicas(config: Config, micro_batches: float) -> float:
 def _reduction(config: Config) -> int:
     """Passes to leave each replica its part of the gradients' sum: 1, or 2 where DeepSpeed sums them whole.
 
-    It does so in bf16 at stage 1, unless the optimizer is offloaded, and where ``reduce_scatter`` is off (Muon
-    needs that) or ``use_multi_rank_bucket_allreduce`` on.
+    It does so in bf16 at stage 1, unless the optimizer is offloaded, and where ``reduce_scatter`` is off
+    (Muon needs that) or ``use_multi_rank_bucket_allreduce`` on.
     """
     has_buffer = config.engine_stage == 1 and not config.zero.offload_optimizer
     in_buffer = config.precision.precision == "bf16" and has_buffer

@@ -24,6 +24,7 @@ MARGIN_SECONDS = 600.0
 LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
+    "Connection was likely closed",
     "Broken pipe",
     "Socket closed",
     "remote process exited",
