@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -216,6 +217,7 @@ def main() -> int:
     """Run the grid; 1 if a layout misses."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--subset", action="store_true", help="only the layouts in which every pair occurs")
+    parser.add_argument("--only", default="", metavar="REGEX", help="those in whose names this is found")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
     arguments = parser.parse_args()
     started, lines = time.monotonic(), []
@@ -227,6 +229,7 @@ def main() -> int:
     refused = {layout: layout.refusal() for layout in layouts()}
     valid = [layout for layout, sentence in refused.items() if sentence is None]
     chosen = covering(valid) if arguments.subset else valid
+    chosen = [layout for layout in chosen if re.search(arguments.only, layout.name)]
     tell(f"{'layout':<36}{'ranks':>5}{'loss':>10}{'norm':>10}{'traffic':>10}{'weights':>10}  worst weight")
     missed = 0
     with tempfile.TemporaryDirectory() as scratch:
