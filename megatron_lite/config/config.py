@@ -72,7 +72,15 @@ class Config:
 
     @property
     def engine_stage(self) -> int:
-        """ZeRO's stage as it runs: 0 with pipeline stages or in 16 bits runs as 1."""
+        """ZeRO's stage as it runs: 0 with pipeline stages or in 16 bits runs as 1.
+
+        DeepSpeed's stage 0 reports a pipeline's norm without most of what later stages hold. In 16 bits it
+        gives a client optimizer FP16_UnfusedOptimizer: that accumulates gradients in 16 bits, makes its fp32
+        copies one parameter at a time, and in fp16 ``engine.backward`` never applies the loss scale that its
+        ``step`` divides by. Stage 1 has the same updates with fp32 accumulation, no more traffic
+        (reduce-scatter and all-gather are what an all-reduce is made of) and less memory; with one rank the
+        two are the same thing.
+        """
         as_given = self.parallel.pipe_parallel_size <= 1 and self.precision.precision == "fp32"
         return self.zero.stage if as_given else max(1, self.zero.stage)
 

@@ -60,8 +60,13 @@ def check_keys(block: Mapping[str, Any], types: Mapping[str, type], others: Iter
 
 def unknown(key: str, names: Iterable[str]) -> str:
     """The sentence about a key that none of ``names`` is."""
-    near = difflib.get_close_matches(key, sorted(names), n=1)
-    return f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"there is no key {key}{nearest(key, sorted(names))}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the name most like ``name``, if one is."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _is_a(kind: type, value: Any) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from megatron_lite.config.inner_keys import InnerKeyError
+from megatron_lite.config.inner_keys import InnerKeyError, nearest
 from megatron_lite.config.neox import ALIASES, REFUSED, RETIRED
 from megatron_lite.config.older_keys import FUSED_GELU
 from megatron_lite.config.reader import Entry
@@ -76,9 +74,3 @@ def _block_keys(key: str, path: list[str]) -> list[str]:
     for part in path:
         block = block.model_fields[part].annotation
     return list(block.model_fields)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``; did you mean ...?`` with the name most like ``name``, if one is."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

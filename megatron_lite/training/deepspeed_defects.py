@@ -80,18 +80,6 @@ def hand_over(mpu: Any) -> Any:
     return mpu
 
 
-def engine_stage(stage: int, precision: str) -> int:
-    """The ZeRO stage that DeepSpeed is asked for when the user asks for ``stage``.
-
-    Stage 0 in bf16 or fp16 runs as stage 1. At stage 0 a client optimizer gets FP16_UnfusedOptimizer: it
-    accumulates gradients in 16 bits, makes its fp32 copies one parameter at a time, and in fp16
-    ``engine.backward`` never applies the loss scale that its ``step`` divides by. Stage 1 has the same
-    updates with fp32 accumulation, no more traffic (reduce-scatter and all-gather are what an all-reduce
-    is made of) and less memory; with one rank the two are the same thing.
-    """
-    return 1 if stage == 0 and precision != "fp32" else stage
-
-
 def reduce_only_across_ranks(engine: Any, data_size: int) -> None:
     """With one data-parallel rank, skip the gradient all-reduce of stage 0 and of stage 1 in bf16.
 

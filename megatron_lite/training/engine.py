@@ -232,7 +232,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     precision = config.precision.precision
     for owned in ("optimizer", "scheduler"):
         settings.pop(owned, None)
-    stage = defects.engine_stage(config.zero.stage, precision)
+    stage = config.engine_stage
     zero = {**zero_settings(config), "stage": stage}
     settings["zero_optimization"] = zero
     if stage == 0:

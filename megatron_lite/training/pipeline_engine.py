@@ -154,14 +154,12 @@ def _feed(shares: Sequence[Batch]) -> Any:
 def pipeline_settings(config: Config) -> dict[str, Any]:
     """DeepSpeed's dictionary for ``config`` in stages.
 
-    - Stage 0 runs as stage 1: DeepSpeed's norm of stage 0 leaves out most of what later stages hold.
     - ``overlap_comm`` is off: with it, stage 1 would never reduce the gradients of a pipeline.
     - DeepSpeed's timers are off: without its progress lines they divide by None. :class:`Bubble` measures.
     - Activations go whole from rank to rank, also between tensor-parallel ranks.
     """
     settings = engine_settings(config)
-    settings["zero_optimization"] |= {"stage": 1, "overlap_comm": False}
-    settings["gradient_clipping"] = config.optimizer.gradient_clipping
+    settings["zero_optimization"]["overlap_comm"] = False
     settings["wall_clock_breakdown"] = False
     settings["pipeline"] = {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False}
     return settings

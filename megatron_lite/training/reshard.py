@@ -10,7 +10,6 @@ from megatron_lite.checkpoint.load import check_model
 from megatron_lite.checkpoint.rewrite import rewrite_checkpoint
 from megatron_lite.checkpoint.verification import model_shapes
 from megatron_lite.config import Config, config_from_keys, load_config
-from megatron_lite.training.deepspeed_defects import engine_stage
 from megatron_lite.training.shares import shares_of
 from megatron_lite.utils.errors import CheckpointError
 
@@ -52,7 +51,7 @@ def _check_factors(index: Index, config: Config, source: Path) -> None:
     if config.optimizer.type != "adafactor" or not index.has_optimizer_state:
         return
     has = any(t.shape != entry.shape for entry in index.parameters.values() for t in entry.tensors.values())
-    wants = engine_stage(config.zero.stage, config.precision.precision) == 0
+    wants = config.engine_stage == 0
     if has != wants:
         kind = "rows and columns" if has else "flat slices"
         raise CheckpointError(

@@ -21,7 +21,6 @@ from megatron_lite.model.ends import Head
 from megatron_lite.model.gpt import layer_plans
 from megatron_lite.parallel.context import Axis, ParallelContext, axis_among
 from megatron_lite.parallel.parameter import DTYPES, ParameterFactory
-from megatron_lite.training.deepspeed_defects import engine_stage
 from megatron_lite.training.experts import mark_experts
 from megatron_lite.training.optimizers import for_muon, parameter_groups
 from megatron_lite.training.stages import META, stage_bounds
@@ -76,8 +75,7 @@ def _model(config: Config, context: ParallelContext) -> nn.Module:
 
 def _holders(config: Config, model: nn.Module, context: ParallelContext) -> list[Holder]:
     """Where the optimizer of ``context``'s rank has the parameters (see ``checkpoint/layouts``)."""
-    stage = engine_stage(config.zero.stage, config.precision.precision)
-    stage = 1 if context.pipe.size > 1 else stage
+    stage = config.engine_stage
     if context.expert.size > 1:
         mark_experts(model, context.expert.size)
     groups = parameter_groups(model, 0.0)
