@@ -69,8 +69,7 @@ def load_checkpoint(
     model = _shapes(engine, context)
 
     agreed = partial(together, context, sign=sign, doing="loading")
-    # One run may load while another saves: what is the latest is asked once.
-    checkpoint = cast(Path, context.broadcast_object(agreed(lambda: find_checkpoint(path))))
+    checkpoint = find_together(context, path, sign=sign)
 
     def check() -> tuple[Index, Layout]:
         index = read_index(checkpoint)
@@ -135,6 +134,19 @@ def check_model(model: dict[str, tuple[int, ...]], index: Index, checkpoint: Pat
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def find_together(
+    context: ParallelContext, path: Path, step: int | None = None, sign: Sign = unheard
+) -> Path:
+    """The checkpoint that :func:`find_checkpoint` finds on rank 0; every rank calls this.
+
+    Asked once, since one run may load while another saves and moves ``latest``.
+
+    Raises CheckpointError on every rank when one finds none.
+    """
+    found = together(context, partial(find_checkpoint, path, step), sign=sign, doing="loading")
+    return cast(Path, context.broadcast_object(found))
 
 
 def _check_kind_of_optimizer(layout: Layout, index: Index, checkpoint: Path) -> None:

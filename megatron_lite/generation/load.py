@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
-from megatron_lite.checkpoint import find_checkpoint
 from megatron_lite.checkpoint.files import ElementReader
 from megatron_lite.checkpoint.index import WEIGHT
 from megatron_lite.checkpoint.layouts.layout import region_of
-from megatron_lite.checkpoint.load import check_model
+from megatron_lite.checkpoint.load import check_model, find_together
 from megatron_lite.checkpoint.read import check_weights
 from megatron_lite.checkpoint.together import together
 from megatron_lite.checkpoint.tokenizer_beside import with_tokenizer_beside
@@ -73,9 +71,7 @@ def load_shared(
         ConfigError: it cannot be divided over so many ranks.
         DataError: its tokenizer's files are missing.
     """
-    # A run may save while this loads: what is the latest is asked once.
-    found = together(context, partial(find_checkpoint, checkpoint, step), doing="loading")
-    path = cast(Path, context.broadcast_object(found))
+    path = find_together(context, checkpoint, step)
     reader = ElementReader.of(path)
     # The training's kernels may not exist on this device, and compiling does not pay for a few tokens.
     keys = with_tokenizer_beside(reader.index.config, path)

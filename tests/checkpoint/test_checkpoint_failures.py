@@ -291,7 +291,7 @@ def load_what_differs(folder: Path) -> tuple[int, list[int], str]:
     context = start()
     engine = make_engine(RUN)
     old, new = (save(RUN, engine, context, folder, step) for step in (1, 2))
-    found, module.find_checkpoint = module.find_checkpoint, lambda path: new if context.is_first else old
+    found, module.find_checkpoint = module.find_checkpoint, lambda *_: new if context.is_first else old
     step = load_checkpoint(folder, engine, context)["step"]
     module.find_checkpoint = found
     run.load_checkpoint = counters
@@ -301,7 +301,7 @@ def load_what_differs(folder: Path) -> tuple[int, list[int], str]:
         state, _ = run.begin_from(own[context.rank], config, context, SimpleNamespace(deepspeed=0), unheard)
         begun.append(state.step)
     here = new if context.is_first else folder / "not mounted" / new.name
-    module.find_checkpoint = lambda _path: found(here)
+    module.find_checkpoint = lambda *_: found(here)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(new, engine, context)
     return step, begun, str(caught.value)
