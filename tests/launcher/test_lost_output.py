@@ -32,13 +32,22 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.yml"
 
 
+def take_terminal() -> None:
+    """In the new process: its standard input is its terminal, whose end it hears of.
+
+    Under ``nohup make test`` it would inherit that SIGHUP is ignored, and rightly train on.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(config: Path, run: Path, out: int, terminal: bool) -> subprocess.Popen[bytes]:
     """``deepy.py`` with all its output at ``out``, once the first checkpoint is there."""
     process = subprocess.Popen(
         [sys.executable, "deepy.py", "train.py", str(config), "--set", f"run_dir={run}", "num_gpus=1"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdin=out if terminal else subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-        preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,
+        preexec_fn=take_terminal if terminal else None,
     )  # fmt: skip
     os.close(out)
     until = time.monotonic() + SECONDS
