@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from megatron_lite.config.inner_keys import nearest
 from megatron_lite.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def find_tasks(choice: Choice) -> TaskManager:
     manager = TaskManager(include_path=folder)
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
-        hint = f"did you mean {near[0]}?" if near else "`python -m lm_eval ls tasks` lists those of lm-eval"
-        raise ConfigError(f"there is no task {unknown[0]}; {hint}")
+        hint = nearest(unknown[0], manager.all_tasks)
+        hint = hint or "; `python -m lm_eval ls tasks` lists those of lm-eval"
+        raise ConfigError(f"there is no task {unknown[0]}{hint}")
     return manager
 
 
